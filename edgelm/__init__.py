@@ -1,0 +1,22 @@
+"""edgelm: make a Hugging Face text model small and fast without training it, and run it on the device.
+
+HF model -> calibration statistics -> compressed Checkpoint -> ONNX -> Bundle
+for a Target -> Session -> entities | vectors | scores
+"""
+
+from __future__ import annotations
+
+from edgelm.errors import EdgelmError
+from edgelm.runtimes import Embedder, Entity, EntityRecognizer, Scorer, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EdgelmError",
+    "Embedder",
+    "Entity",
+    "EntityRecognizer",
+    "Scorer",
+    "__version__",
+    "load",
+]

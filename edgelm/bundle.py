@@ -1,0 +1,367 @@
+"""Bundle: a folder that a device runs as it is (see docs/bundle-format.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from edgelm import schema
+from edgelm.errors import BundleError
+
+FORMAT = "edgelm-bundle"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
+GOLDEN_TEXTS, GOLDEN_ARRAYS = "golden.jsonl", "golden.safetensors"
+
+_MANIFEST_LIMIT = 4 << 20
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the graph.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: As numpy names it.
+        shape: Numbers, and ``batch`` or ``sequence`` where it varies.
+    """
+
+    name: str
+    dtype: Literal["int64", "int32", "float32"]
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph's file and interface."""
+
+    file: str
+    opset: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    operators: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """How to use the tokenizer.
+
+    Attributes:
+        file: Its file, as the ``tokenizers`` library reads it.
+        max_length: Longest input in tokens, special tokens included.
+        pad_id: Token that pads a batch.
+        pad_type_id: Segment of padding.
+    """
+
+    file: str
+    max_length: int
+    pad_id: int
+    pad_type_id: int = 0
+
+
+@dataclass(frozen=True)
+class EmbeddingInfo:
+    """What the vectors of an embedding bundle are.
+
+    Attributes:
+        dimension: Length of a vector.
+        pooling: How token vectors became one vector (inside the graph).
+        normalize: Whether vectors have length 1 (inside the graph).
+        prompts: Name to text put before an input.
+        default_prompt: Name of the prompt used when none is asked for.
+    """
+
+    dimension: int
+    pooling: str
+    normalize: bool
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class NerInfo:
+    """Labels of a token classifier, in the order of its logits."""
+
+    labels: tuple[str, ...]
+    scheme: Literal["BIO", "BIOES", "IO"]
+
+
+@dataclass(frozen=True)
+class ScoringInfo:
+    """What a scoring bundle takes and gives.
+
+    Attributes:
+        labels: In the order of the logits.
+        activation: Applied to the logits outside the graph.
+        inputs: Whether an input is one text or a pair of texts.
+    """
+
+    labels: tuple[str, ...]
+    activation: Literal["sigmoid", "softmax", "none"]
+    inputs: Literal["single", "pair"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the weights come from.
+
+    Attributes:
+        name: The reference that was compressed or exported.
+        architecture: ``model_type`` of its config.
+        source_digest: SHA-256 of the original weights file.
+        steps: The compression steps, in order, as in a recipe.
+    """
+
+    name: str
+    architecture: str
+    source_digest: str
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class GoldenInfo:
+    """The golden examples and how well the graph must reproduce them.
+
+    Attributes:
+        texts: File of the texts.
+        arrays: File of token ids and reference outputs.
+        count: Number of examples.
+        min_snr_db: Signal-to-noise ratio that `verify` demands, dB.
+        measured_snr_db: What export measured, dB.
+    """
+
+    texts: str
+    arrays: str
+    count: int
+    min_snr_db: float
+    measured_snr_db: float
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size in bytes and SHA-256 (hex) of a file."""
+
+    size: int
+    sha256: str
+
+
+Task = Literal["embedding", "ner", "scoring"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a program must know to use a bundle."""
+
+    created_by: str
+    task: Task
+    target: str
+    precision: Literal["fp32", "fp16", "int8"]
+    model: ModelInfo
+    graph: Graph
+    tokenizer: TokenizerInfo
+    golden: GoldenInfo
+    provenance: Mapping[str, Any]
+    embedding: EmbeddingInfo | None = None
+    ner: NerInfo | None = None
+    scoring: ScoringInfo | None = None
+    files: Mapping[str, FileInfo] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GoldenExample:
+    """A text and what the original model gave for it.
+
+    Attributes:
+        text: The text.
+        pair: The second text, where the task scores pairs.
+        input_ids: int64 ``[sequence]``, without padding.
+        output: float32; the shape of the graph's output without the batch.
+    """
+
+    text: str
+    pair: str | None
+    input_ids: NDArray[np.int64]
+    output: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest names, and so has been checked."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path / MANIFEST} does not list the file {name}.")
+        return self.path / name
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all its files, the manifest included."""
+        listed = sum(info.size for info in self.manifest.files.values())
+        return listed + (self.path / MANIFEST).stat().st_size
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Read a bundle and check every file against the manifest.
+
+    Args:
+        path: The bundle's folder.
+
+    Raises:
+        BundleError: It is no bundle, a newer one than this edgelm reads, or a
+            file is missing, damaged or not what the manifest says.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    for name, info in manifest.files.items():
+        _check_file(path, name, info)
+    return Bundle(path, manifest)
+
+
+def seal(folder: Path, manifest: Manifest) -> Bundle:
+    """Write the manifest over the files that are in a folder.
+
+    Args:
+        folder: Holds every file of the bundle but the manifest.
+        manifest: Its ``files`` are replaced by what the folder holds.
+    """
+    files = {
+        path.name: FileInfo(path.stat().st_size, file_digest(path))
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    manifest = replace(manifest, files=files)
+    data = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **schema.plain(manifest),
+    }
+    data["digest"] = hashlib.sha256(_canonical(data)).hexdigest()
+    (folder / MANIFEST).write_bytes(_canonical(data))
+    return Bundle(folder, manifest)
+
+
+def save_golden(folder: Path, examples: list[GoldenExample]) -> None:
+    """Write golden examples into a bundle's folder."""
+    with (folder / GOLDEN_TEXTS).open("w", encoding="utf-8", newline="\n") as lines:
+        for example in examples:
+            line = {"text": example.text}
+            if example.pair is not None:
+                line["pair"] = example.pair
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, example in enumerate(examples):
+        arrays[f"{i}.input_ids"] = example.input_ids
+        arrays[f"{i}.output"] = example.output
+    save_file(arrays, folder / GOLDEN_ARRAYS)
+
+
+def load_golden(bundle: Bundle) -> list[GoldenExample]:
+    """Read the golden examples of a bundle.
+
+    Raises:
+        BundleError: The two golden files do not fit each other.
+    """
+    golden = bundle.manifest.golden
+    text = bundle.file(golden.texts).read_text(encoding="utf-8")
+    try:
+        arrays = load_file(bundle.file(golden.arrays))
+        lines = [json.loads(line) for line in text.split("\n") if line]
+        return [
+            GoldenExample(
+                line["text"],
+                line.get("pair"),
+                arrays[f"{i}.input_ids"],
+                arrays[f"{i}.output"],
+            )
+            for i, line in enumerate(lines)
+        ]
+    except (KeyError, json.JSONDecodeError, SafetensorError) as error:
+        raise BundleError(
+            f"The golden examples of {bundle.path} cannot be read: {error}."
+        ) from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _canonical(data: Mapping[str, Any]) -> bytes:
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "does not exist" if not folder.exists() else f"holds no {MANIFEST}"
+        raise BundleError(
+            f"{folder} is not a bundle: it {what}. Make one with: edgelm export CKPT --target cpu -o BUNDLE"
+        )
+    if path.stat().st_size > _MANIFEST_LIMIT:
+        raise BundleError(f"{path} is larger than {_MANIFEST_LIMIT >> 20} MiB.")
+    raw = path.read_bytes()
+    try:
+        data = json.loads(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BundleError(
+            f"{path} is damaged: it is not JSON ({error}). Copy the bundle again."
+        ) from error
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        raise BundleError(f"{path} is not the manifest of an edgelm bundle.")
+    version = data.pop("format_version", None)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BundleError(f"{path} states no format version.")
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {version}; this edgelm reads up to {FORMAT_VERSION}. "
+            "Update edgelm on this device, or export the bundle again with this version."
+        )
+    digest = data.pop("digest", None)
+    body = {"format": FORMAT, "format_version": version, **data}
+    expected = hashlib.sha256(_canonical(body)).hexdigest()
+    if digest != expected or raw != _canonical({**body, "digest": digest}):
+        raise BundleError(
+            f"{path} has been changed since it was written. Copy the bundle again."
+        )
+    return schema.build(Manifest, data, str(path), BundleError, extra=True)
+
+
+def _check_file(folder: Path, name: str, info: FileInfo) -> None:
+    path = folder / name
+    if not _PLAIN_NAME.fullmatch(name):
+        raise BundleError(
+            f"The manifest of {folder} names the file {name!r}, which is not a plain name."
+        )
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(
+            f"{path} is missing or not a plain file. Copy the bundle again."
+        )
+    if path.stat().st_size != info.size:
+        raise BundleError(
+            f"{path} has {path.stat().st_size} bytes instead of {info.size}. Copy the bundle again."
+        )
+    if file_digest(path) != info.sha256:
+        raise BundleError(
+            f"{path} is damaged: its SHA-256 is not the manifest's. Copy the bundle again."
+        )

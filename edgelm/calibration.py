@@ -1,0 +1,220 @@
+"""Calibration: texts to token batches to statistics of the layers' inputs."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from edgelm import samples
+from edgelm.errors import ConfigError, InputError, require
+
+if TYPE_CHECKING:
+    import torch
+
+BUILT_IN = "built-in"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which text the statistics are taken from.
+
+    Attributes:
+        texts: ``built-in`` (the sample that edgelm ships), or a file: ``.txt`` (a
+            text a line) or ``.jsonl`` (field ``text``), plain or ``.gz`` or ``.zst``.
+        max_texts: Use at most this many, drawn at random by ``seed``.
+        max_tokens: Cut each text to this many tokens.
+        seed: Of the draw.
+    """
+
+    texts: str = BUILT_IN
+    max_texts: int = 512
+    max_tokens: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        for name in ("max_texts", "max_tokens"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(
+                    f"The '{name}' parameter of Calibration must be at least 1. Got {value} instead."
+                )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids of several texts, padded.
+
+    Attributes:
+        input_ids: int64 ``[batch, sequence]``.
+        attention_mask: int64 ``[batch, sequence]``; 1 for a token, 0 for padding.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+def load_texts(calibration: Calibration) -> list[str]:
+    """Read the texts that a calibration names.
+
+    A file is streamed; only the drawn texts stay in memory (reservoir sampling,
+    Vitter 1985, algorithm R).
+
+    Returns:
+        At most ``max_texts`` texts, none empty, in the order of the file.
+
+    Raises:
+        InputError: The file cannot be read, or holds no text.
+    """
+    if calibration.texts == BUILT_IN:
+        source: Iterable[str] = samples.calibration()
+    else:
+        source = read_texts(Path(calibration.texts))
+    draw = random.Random(calibration.seed)
+    kept: list[tuple[int, str]] = []
+    for i, text in enumerate(text for text in source if text.strip()):
+        if len(kept) < calibration.max_texts:
+            kept.append((i, text))
+        elif (j := draw.randrange(i + 1)) < calibration.max_texts:
+            kept[j] = (i, text)
+    if not kept:
+        raise InputError(
+            f"The calibration file {calibration.texts} holds no text. "
+            'Give one text a line, or JSON lines with the field "text".'
+        )
+    return [text for _, text in sorted(kept)]
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """Stream the texts of a file.
+
+    Args:
+        path: ``.txt`` or ``.jsonl`` (``.json`` lines too), plain or ``.gz`` or ``.zst``.
+
+    Raises:
+        InputError: The file cannot be read; the message names the line.
+    """
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    with open_binary(path) as stream:
+        if name.endswith((".jsonl", ".json", ".ndjson")):
+            for number, row in enumerate(read_json_lines(stream, str(path)), 1):
+                text = row.get("text") if isinstance(row, dict) else None
+                if not isinstance(text, str):
+                    raise InputError(
+                        f'{path}, line {number}: there is no string field "text".'
+                    )
+                yield text
+        else:
+            for number, line in enumerate(stream, 1):
+                yield decode(line, f"{path}, line {number}").rstrip("\r\n")
+
+
+def read_json_lines(stream: IO[bytes], name: str) -> Iterator[Any]:
+    """Parse a stream of JSON lines; empty lines are passed over.
+
+    Args:
+        stream: Binary stream.
+        name: How to name it in an error.
+
+    Raises:
+        InputError: A line is not UTF-8 or not JSON; the message names the line.
+    """
+    for number, line in enumerate(stream, 1):
+        text = decode(line, f"{name}, line {number}").strip()
+        if not text:
+            continue
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name}, line {number}: not JSON ({error}).") from error
+
+
+def decode(line: bytes, where: str) -> str:
+    """Decode UTF-8.
+
+    Raises:
+        InputError: It is not UTF-8; the message says where.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: byte 0x{line[error.start]:02x} at position {error.start + 1} is not UTF-8. "
+            "Convert the text to UTF-8 first, for example with iconv."
+        ) from error
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Open a file for reading, through gzip or zstd where its name says so.
+
+    Raises:
+        InputError: It cannot be opened.
+        MissingExtraError: It is ``.zst`` and zstandard is not installed.
+    """
+    try:
+        if path.suffix == ".gz":
+            return gzip.open(path, "rb")  # type: ignore[return-value]
+        if path.suffix == ".zst":
+            zstandard = require("zstandard", "compress")
+            reader = zstandard.ZstdDecompressor().stream_reader(
+                path.open("rb"), closefd=True
+            )
+            return io.BufferedReader(reader)
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def text_digest(texts: Sequence[str]) -> str:
+    """SHA-256 (hex) over texts: which text a checkpoint was calibrated on."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def make_batches(
+    texts: Sequence[str], tokenizer: Any, max_tokens: int, batch_tokens: int = 4096
+) -> list[Batch]:
+    """Tokenise texts into padded batches of texts of like length.
+
+    Args:
+        texts: The texts.
+        tokenizer: A tokenizer of transformers.
+        max_tokens: Cut each text to this many tokens.
+        batch_tokens: Limit of rows times longest row.
+
+    Returns:
+        The batches; every text is in one of them.
+    """
+    from edgelm.runtimes.engine import batches
+
+    ids = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    pad = tokenizer.pad_token_id or 0
+    return [
+        _pad([ids[i] for i in group], pad)
+        for group in batches([len(row) for row in ids], batch_tokens)
+    ]
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int) -> Batch:
+    import torch
+
+    shape = (len(rows), max(len(row) for row in rows))
+    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.tensor(row)
+        attention_mask[i, : len(row)] = 1
+    return Batch(input_ids, attention_mask)

@@ -1,0 +1,72 @@
+"""The command line: thin commands that parse, call the library once, and print.
+
+What machines read goes to stdout as JSON lines; what people read goes to stderr.
+Exit codes: 0 ok, 1 refused (one sentence says why), 2 usage, 3 a gate failed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from edgelm.errors import EdgelmError
+
+# Command -> module that defines it. Loaded when called, so that `edgelm run` on a
+# device never waits for what `edgelm compress` needs.
+COMMANDS = {
+    "bench": "measure",
+    "compress": "make",
+    "demo": "demo",
+    "doctor": "look",
+    "eval": "measure",
+    "export": "make",
+    "info": "look",
+    "run": "run",
+    "targets": "look",
+    "verify": "run",
+}
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"edgelm.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = module.COMMANDS[cmd_name]
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgelmError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgelm", prog_name="edgelm")
+def cli() -> None:
+    r"""Make a text model small and fast without training it, and run it on the device.
+
+    \b
+    edgelm compress minilm -o small --sparsity 2:4
+    edgelm export small --target cpu -o bundle
+    edgelm verify bundle
+    edgelm run bundle "A man is playing a flute."
+    edgelm bench bundle --against minilm
+    """
+
+
+def main() -> None:
+    """Entry point of the command `edgelm`."""
+    try:
+        cli(prog_name="edgelm")
+    except BrokenPipeError:  # the reader of a pipe has had enough
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,118 @@
+"""Commands that only look: targets, info, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm import schema
+from edgelm.cli.console import emit, say, show_table
+from edgelm.errors import InputError
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
+def targets(name: str | None, as_json: bool) -> None:
+    r"""List the devices that edgelm exports for, or show the facts about one.
+
+    \b
+    edgelm targets jetson-orin-nano
+    """
+    from edgelm.targets import FAMILIES, list_targets, load_target, target_text
+
+    if name is not None:
+        target = load_target(name)
+        if as_json:
+            emit(schema.plain(target))
+        else:
+            click.echo(target_text(target.name), nl=False)
+        return
+    found = [load_target(target) for target in list_targets()]
+    if as_json:
+        for target in found:
+            emit(schema.plain(target))
+        return
+    rows: list[tuple[str, ...]] = [
+        (t.name, t.title, t.runtime, " ".join(t.precisions)) for t in found
+    ]
+    rows += [
+        (family, f"family; off the device: {member}", "", "")
+        for family, member in FAMILIES.items()
+    ]
+    show_table("Targets", ("name", "device", "runtime", "precisions"), rows)
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def info(path: Path, as_json: bool) -> None:
+    r"""Say what PATH is: a bundle or a checkpoint, and where it comes from.
+
+    \b
+    edgelm info bundle
+    """
+    about = _about(path)
+    if as_json:
+        emit(about)
+        return
+    show_table(
+        str(path), ("", ""), [(key, _short(value)) for key, value in about.items()]
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    from edgelm.bundle import MANIFEST, open_bundle
+    from edgelm.models import read_json
+
+    if (path / MANIFEST).is_file():
+        bundle = open_bundle(path)
+        return {
+            "kind": "bundle",
+            "size_bytes": bundle.size_bytes,
+            **schema.plain(bundle.manifest),
+        }
+    if (path / "edgelm.json").is_file():
+        about = read_json(path / "edgelm.json")
+        about["layers"] = len(about.pop("report"))
+        return {"kind": "checkpoint", **about}
+    raise InputError(
+        f"{path} is neither a bundle (manifest.json) nor a checkpoint (edgelm.json) of edgelm."
+    )
+
+
+def _short(value: Any) -> str:
+    text = (
+        ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    )
+    return text if len(text) <= 400 else text[:397] + "..."
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
+def doctor(as_json: bool) -> None:
+    r"""Say what is installed here, what works, and what to mend.
+
+    \b
+    edgelm doctor
+    """
+    from edgelm.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        if as_json:
+            emit(schema.plain(finding))
+        else:
+            say(
+                f"{finding.state:7} {finding.what}: {finding.found}"
+                + (f" -> {finding.fix}" if finding.fix else "")
+            )
+    if any(finding.state == "broken" for finding in findings):
+        raise SystemExit(1)
+
+
+COMMANDS = {"targets": targets, "info": info, "doctor": doctor}

@@ -1,0 +1,282 @@
+"""Commands that make something: compress, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm.cli.console import console, emit, progress_bar, say, show_table
+
+TASKS = click.Choice(["embedding", "ner", "scoring", "lm"])
+OUTPUT = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", default="minilm")
+@click.option("-o", "--output", type=OUTPUT, help="Folder of the checkpoint to make.")
+@click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help="Recipe file (TOML), instead of the flags.",
+)
+@click.option("--sparsity", help="Fraction of zeros (0.5), or N of every M kept (2:4).")
+@click.option(
+    "--saliency",
+    type=click.Choice(["magnitude", "wanda"]),
+    default="wanda",
+    show_default=True,
+    help="How weights are chosen.",
+)
+@click.option(
+    "--refine",
+    type=click.Choice(["none", "dsnot"]),
+    default="none",
+    show_default=True,
+    help="What improves the choice.",
+)
+@click.option(
+    "--skip",
+    multiple=True,
+    metavar="PART",
+    help="Leave layers dense whose name holds PART; repeatable.",
+)
+@click.option(
+    "--calibration",
+    "texts",
+    default="built-in",
+    show_default=True,
+    metavar="FILE",
+    help="Texts to calibrate on: .txt or .jsonl, also .gz and .zst.",
+)
+@click.option(
+    "--max-texts",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Calibrate on at most this many texts.",
+)
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Cut calibration texts to this many tokens.",
+)
+@click.option("--task", type=TASKS, help="What the model is for; else inferred.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to compute.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the draw of calibration texts.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the resolved recipe (TOML, or with --json JSON) and stop.",
+)
+@click.option(
+    "--force", is_flag=True, help="Replace a checkpoint that is there already."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the report as JSON lines on stdout."
+)
+def compress(
+    model: str,
+    output: Path | None,
+    recipe_file: Path | None,
+    sparsity: str | None,
+    saliency: str,
+    refine: str,
+    skip: tuple[str, ...],
+    texts: str,
+    max_texts: int,
+    max_tokens: int,
+    task: Any,
+    device: str,
+    seed: int,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    r"""Make MODEL smaller: a checkpoint that transformers loads.
+
+    MODEL is a built-in name (minilm, minilm-ner, minilm-similarity), a folder or a
+    hub id.
+
+    \b
+    edgelm compress minilm -o small --sparsity 2:4 --refine dsnot
+    """
+    from edgelm import recipe as recipes
+    from edgelm.pipeline import compress_model
+
+    if recipe_file is None:
+        if sparsity is None:
+            raise click.UsageError(
+                "Say what to do: --sparsity 0.5, --sparsity 2:4, or --recipe FILE."
+            )
+        amount = sparsity if ":" in sparsity else _number(sparsity)
+        step = {
+            "method": "sparsify",
+            "sparsity": amount,
+            "saliency": saliency,
+            "refine": refine,
+            "skip": skip,
+        }
+        calibration = {
+            "texts": texts,
+            "max_texts": max_texts,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        }
+        data = {"calibration": calibration, "steps": [step]}
+        recipe = recipes.parse_recipe(data, "The command line")
+    else:
+        recipe = recipes.read_recipe(recipe_file)
+    if dry_run:
+        if as_json:
+            emit(recipes.to_plain(recipe))
+        else:
+            click.echo(recipes.to_toml(recipe), nl=False)
+        return
+    if output is None:
+        raise click.UsageError("Say where to write the checkpoint: -o FOLDER.")
+    with progress_bar(f"compressing {model}") as update:
+        report = compress_model(
+            model,
+            recipe,
+            output,
+            task=task,
+            device=device,
+            force=force,
+            progress=update,
+        )
+    if as_json:
+        for row in report.layers:
+            emit(row)
+    else:
+        rows = [
+            (
+                r["layer"],
+                "x".join(map(str, r["shape"])),
+                f"{r['sparsity']:.3f}",
+                f"{r['error_initial']:.4f}",
+                f"{r['error']:.4f}",
+            )
+            for r in report.layers
+        ]
+        show_table(
+            "Relative output error by layer",
+            ("layer", "shape", "sparsity", "first mask", "final"),
+            rows,
+        )
+    say(
+        f"{output}: {model} in {report.seconds:.0f} s, calibrated on {report.texts} texts ({report.tokens} tokens)"
+    )
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option(
+    "--target", required=True, help="Device to export for; `edgelm targets` lists them."
+)
+@click.option(
+    "-o", "--output", type=OUTPUT, required=True, help="Folder of the bundle to make."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "int8"]),
+    default="auto",
+    show_default=True,
+    help="auto: the target's own.",
+)
+@click.option(
+    "--min-snr-db",
+    type=float,
+    help="Least agreement with the original model, dB; the manifest records it.",
+)
+@click.option("--task", type=TASKS, help="What the model is for; else inferred.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
+)
+def export(
+    checkpoint: str,
+    target: str,
+    output: Path,
+    precision: str,
+    min_snr_db: float | None,
+    task: Any,
+    force: bool,
+    as_json: bool,
+) -> None:
+    r"""Make a verified bundle for a device from CHECKPOINT (or any model).
+
+    \b
+    edgelm export small --target cpu -o bundle --precision int8
+    """
+    from edgelm.atomic import check_free
+    from edgelm.bundle import MANIFEST
+    from edgelm.export import export as export_bundle
+    from edgelm.models import load_model
+    from edgelm.targets import FAMILIES, load_target
+
+    device = load_target(target)
+    check_free(output, marker=MANIFEST, force=force)
+    if target in FAMILIES:
+        say(
+            f"{target} is a family of devices; exporting for its most conservative member, {device.name}."
+        )
+    with console.status(f"exporting {checkpoint}") as status:
+        loaded = load_model(checkpoint, task)
+        bundle = export_bundle(
+            loaded,
+            target,
+            output,
+            precision=precision,
+            min_snr_db=min_snr_db,
+            force=force,
+            progress=lambda what: status.update(f"{checkpoint}: {what}"),
+        )
+    manifest = bundle.manifest
+    if as_json:
+        emit(
+            {
+                "bundle": str(output),
+                "task": manifest.task,
+                "target": manifest.target,
+                "precision": manifest.precision,
+                "size_bytes": bundle.size_bytes,
+                "snr_db": manifest.golden.measured_snr_db,
+            }
+        )
+    say(
+        f"{output}: {manifest.task}, {manifest.precision}, for {device.title}; "
+        f"{bundle.size_bytes / 1e6:.1f} MB, {manifest.golden.measured_snr_db:.1f} dB to the original model"
+    )
+    if device.engine is not None:
+        say(
+            "Its engine is built on the device, from build.json; "
+            "the ONNX graph also runs with --provider CPUExecutionProvider."
+        )
+
+
+def _number(text: str) -> float | str:
+    """A number where it is one; what it may be is checked where it is used."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+COMMANDS = {"compress": compress, "export": export}

@@ -1,0 +1,235 @@
+"""Commands that use a bundle: run, verify."""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from edgelm.cli.console import emit, say
+from edgelm.errors import InputError
+
+PROVIDER = click.option(
+    "--provider", help="Execution provider of ONNX Runtime; else the target's."
+)
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads of one inference; else all cores.",
+)
+_CHUNK = 64
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Read texts from a file, a text a line, or JSON lines (.jsonl); - is stdin.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["auto", "text", "jsonl"]),
+    default="auto",
+    show_default=True,
+    help="Of the input; auto goes by the file's name, text for stdin.",
+)
+@PROVIDER
+@THREADS
+def run(
+    bundle: Path,
+    texts: tuple[str, ...],
+    source: Path | None,
+    form: str,
+    provider: str | None,
+    threads: int | None,
+) -> None:
+    r"""Run BUNDLE on TEXTS, a file or stdin; a JSON line each on stdout.
+
+    A bundle that scores pairs takes its TEXTS two at a time, lines with a tab
+    between the two, or JSON lines with text1 and text2.
+
+    \b
+    edgelm run bundle "A man is playing a flute."
+    edgelm run bundle --input texts.txt
+    """
+    import edgelm
+    from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
+
+    if texts and source is not None:
+        raise click.UsageError("Give texts or --input, not both.")
+    if not texts and source is None:
+        if sys.stdin.isatty():
+            raise click.UsageError("Give texts, or --input FILE (- for stdin).")
+        source = Path("-")
+    model = edgelm.load(bundle, threads=threads, provider=provider)
+    pairs = isinstance(model, Scorer) and model.takes_pairs
+    chunks = _arguments(texts, pairs) if source is None else _lines(source, form, pairs)
+    for rows in chunks:
+        if isinstance(model, Embedder):
+            vectors, cut = model.encode_with_truncation(rows)
+            for text, vector, long in zip(rows, vectors, cut, strict=True):
+                emit(
+                    {
+                        "text": text,
+                        "embedding": [round(float(x), 7) for x in vector],
+                        "truncated": bool(long),
+                    }
+                )
+        elif isinstance(model, EntityRecognizer):
+            for text, entities in zip(rows, model.extract(rows), strict=True):
+                emit(
+                    {"text": text, "entities": [asdict(entity) for entity in entities]}
+                )
+        else:
+            scores, cut = model.score_with_truncation(rows)
+            for row, score, long in zip(rows, scores, cut, strict=True):
+                emit({**_inputs(row), **_scores(model, score), "truncated": bool(long)})
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@PROVIDER
+@THREADS
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
+)
+def verify(
+    bundle: Path, provider: str | None, threads: int | None, as_json: bool
+) -> None:
+    r"""Check BUNDLE's files and replay its golden examples; exit 3 where it fails.
+
+    \b
+    edgelm verify bundle
+    """
+    from edgelm.bundle import load_golden, open_bundle
+    from edgelm.runtimes.engine import open_engine
+    from edgelm.runtimes.verification import verify as replay
+
+    opened = open_bundle(bundle)
+    engine = open_engine(opened, threads=threads, provider=provider)
+    result = replay(engine, load_golden(opened))
+    if as_json:
+        emit({"bundle": str(bundle), **asdict(result)})
+    say(
+        f"{bundle} is whole and agrees with the original model: {result.snr_db:.1f} dB over "
+        f"{result.examples} golden examples on {result.provider} (at least {result.min_snr_db:.1f} dB are due)"
+    )
+
+
+def _inputs(row: Any) -> dict[str, str]:
+    return {"text": row} if isinstance(row, str) else {"text1": row[0], "text2": row[1]}
+
+
+def _scores(model: Any, score: Any) -> dict[str, Any]:
+    if len(model.labels) == 1:
+        return {"score": round(float(score), 7)}
+    return {
+        "scores": {
+            k: round(float(v), 7) for k, v in zip(model.labels, score, strict=True)
+        }
+    }
+
+
+def _arguments(texts: tuple[str, ...], pairs: bool) -> Iterator[list[Any]]:
+    if not pairs:
+        yield list(texts)
+    elif len(texts) % 2:
+        raise click.UsageError(
+            "This bundle scores pairs: give an even number of texts."
+        )
+    else:
+        yield list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _lines(source: Path, form: str, pairs: bool) -> Iterator[list[Any]]:
+    """Chunks of parsed lines; what is there is yielded without waiting for more."""
+    from edgelm.calibration import decode
+
+    standard = str(source) == "-"
+    name = "stdin" if standard else str(source)
+    try:
+        stream: IO[bytes] = sys.stdin.buffer if standard else source.open("rb")
+    except OSError as error:
+        raise InputError(f"Cannot read {source}: {error.strerror}.") from error
+    as_json = form == "jsonl" or (
+        form == "auto" and source.suffix in (".jsonl", ".ndjson")
+    )
+    number = 0
+    for chunk in _available(stream):
+        rows: list[Any] = []
+        try:
+            for line in chunk:
+                number += 1
+                where = f"{name}, line {number}"
+                text = decode(line, where).rstrip("\r\n")
+                rows.append(
+                    _parse_json(text, pairs, where)
+                    if as_json
+                    else _parse(text, pairs, where)
+                )
+        except InputError:
+            if rows:  # what came before the bad line is not lost
+                yield rows
+            raise
+        yield rows
+
+
+def _available(stream: IO[bytes]) -> Iterator[Sequence[bytes]]:
+    """Lines in chunks: as many as are there already, at most ``_CHUNK``."""
+    lines: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * _CHUNK)
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (line := lines.get()) is not None:
+        chunk = [line]
+        while len(chunk) < _CHUNK:
+            try:
+                following = lines.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                lines.put(None)
+                break
+            chunk.append(following)
+        yield chunk
+
+
+def _parse(text: str, pairs: bool, where: str) -> Any:
+    if not pairs:
+        return text
+    parts = text.split("\t")
+    if len(parts) != 2:
+        raise InputError(
+            f"{where}: this bundle scores pairs; put one tab between the two texts."
+        )
+    return parts[0], parts[1]
+
+
+def _parse_json(text: str, pairs: bool, where: str) -> Any:
+    fields = ("text1", "text2") if pairs else ("text",)
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error}).") from error
+    values = [row.get(field) if isinstance(row, dict) else None for field in fields]
+    if not all(isinstance(value, str) for value in values):
+        raise InputError(f"{where}: there is no string field {' and '.join(fields)}.")
+    return tuple(values) if pairs else values[0]
+
+
+COMMANDS = {"run": run, "verify": verify}

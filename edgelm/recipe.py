@@ -1,0 +1,142 @@
+"""Recipe: which text to calibrate on and which steps to run, as TOML or from flags.
+
+```toml
+version = 1
+
+[calibration]
+texts = "built-in"
+
+[[steps]]
+method = "sparsify"
+sparsity = "2:4"
+refine = "dsnot"
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgelm import schema
+from edgelm.calibration import Calibration
+from edgelm.compress import METHODS, describe
+from edgelm.errors import ConfigError, InputError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `edgelm compress` does.
+
+    Attributes:
+        calibration: Which text the statistics are taken from.
+        steps: Configs of methods, run in order.
+    """
+
+    calibration: Calibration = field(default_factory=Calibration)
+    steps: tuple[Any, ...] = ()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        InputError: The file cannot be read.
+        ConfigError: It is not a valid recipe; the message names the place.
+    """
+    import tomllib
+
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
+    """Make a recipe from plain data; unknown keys are errors.
+
+    Raises:
+        ConfigError: It is not a valid recipe; the message names the place.
+    """
+    known = ("version", "calibration", "steps")
+    for key in data:
+        if key not in known:
+            raise ConfigError(
+                f"{where} has the unknown key '{key}'. Known keys: {', '.join(known)}."
+            )
+    if data.get("version", VERSION) != VERSION:
+        raise ConfigError(
+            f"{where} has version {data['version']!r}; this edgelm reads version {VERSION}."
+        )
+    calibration = schema.build(
+        Calibration, data.get("calibration", {}), f"{where}, calibration", ConfigError
+    )
+    steps = data.get("steps", [])
+    if not isinstance(steps, list) or not steps:
+        raise ConfigError(
+            f'{where} has no steps. Add one, for example: [[steps]] with method = "sparsify".'
+        )
+    return Recipe(
+        calibration,
+        tuple(_step(s, f"{where}, step {i}") for i, s in enumerate(steps, 1)),
+    )
+
+
+def to_plain(recipe: Recipe) -> dict[str, Any]:
+    """The reverse of `parse_recipe`."""
+    return {
+        "version": VERSION,
+        "calibration": schema.plain(recipe.calibration),
+        "steps": [dict(describe(step)) for step in recipe.steps],
+    }
+
+
+def to_toml(recipe: Recipe) -> str:
+    """A recipe as the text of a recipe file."""
+    data = to_plain(recipe)
+    lines = [f"version = {VERSION}", "", "[calibration]"]
+    lines += _toml_table(data["calibration"], "calibration")
+    for step in data["steps"]:
+        lines += ["", "[[steps]]", *_toml_table(step, "steps")]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_table(table: Mapping[str, Any], path: str) -> list[str]:
+    """Values first, then sub-tables. JSON writes TOML's strings, numbers, booleans and lists."""
+    flat = {k: v for k, v in table.items() if not isinstance(v, Mapping)}
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in flat.items()
+    ]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += [f"[{path}.{key}]", *_toml_table(value, f"{path}.{key}")]
+    return lines
+
+
+def _step(data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping) or "method" not in data:
+        raise ConfigError(
+            f"{where} lacks the key 'method'. Known methods: {', '.join(METHODS)}."
+        )
+    name = data["method"]
+    if name not in METHODS:
+        raise ConfigError(
+            f"{where}: there is no method '{name}'. Known methods: {', '.join(METHODS)}."
+        )
+    config = METHODS[name].config
+    version = data.get("version", config.version)
+    if version != config.version:
+        raise ConfigError(
+            f"{where}: '{name}' has version {version!r}; this edgelm reads {config.version}."
+        )
+    rest = {k: v for k, v in data.items() if k not in ("method", "version")}
+    return schema.build(config, rest, where, ConfigError)

@@ -1,0 +1,195 @@
+"""torch -> ONNX: a graph with sensible names, whose batch and sequence stay dynamic."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgelm.bundle import Graph, Tensor
+from edgelm.errors import ExportError, SessionError, require
+from edgelm.export.modules import interface, wrap
+from edgelm.metrics import snr_db
+from edgelm.models import LoadedModel
+from edgelm.runtimes.session import OnnxSession
+
+if TYPE_CHECKING:
+    import onnx
+
+# ONNX Runtime 1.17, the oldest that knows opset 20, reads IR versions up to 9; the
+# graph uses nothing newer.
+IR_VERSION = 9
+# A float32 graph differs from torch by the order of its sums only.
+MIN_SNR_DB = 80.0
+# A protobuf file ends at 2 GiB; leave room for what quantisation adds.
+PROTOBUF_LIMIT = 1 << 30
+# Batch and sequence lengths to check, none of them the example's.
+_SHAPES = ((1, 3), (2, 33), (5, 8), (1, 64))
+
+
+def export_graph(loaded: LoadedModel, path: Path, opset: int) -> Graph:
+    """Write a float32 ONNX graph and check it against torch.
+
+    Args:
+        loaded: The model.
+        path: The file to write.
+        opset: Of the graph.
+
+    Returns:
+        Its interface.
+
+    Raises:
+        ExportError: torch cannot export the model, an axis became fixed, or the
+            graph does not compute what torch does.
+    """
+    onnx = require("onnx", "export")
+    require("onnxscript", "export")
+    module = wrap(loaded)
+    wanted = interface(loaded)
+    names = [tensor.name for tensor in wanted.inputs]
+    vocabulary = int(loaded.model.config.vocab_size)
+    # Of the example only the ranks matter, but its padding must be real: under an
+    # all-ones mask the exporter finds that masking does nothing, and leaves it out.
+    example = random_inputs(names, 3, 17, vocabulary)
+    axes = {
+        0: torch.export.Dim("batch", min=1, max=1 << 12),
+        1: torch.export.Dim("sequence", min=1, max=loaded.max_length),
+    }
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                tuple(torch.from_numpy(example[name]) for name in names),
+                dynamo=True,
+                dynamic_shapes=tuple(axes for _ in names),
+                input_names=names,
+                output_names=[wanted.outputs[0].name],
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever went wrong
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"torch {torch.__version__} cannot export {loaded.name} ({loaded.architecture}): {reason}"
+        ) from error
+    assert program is not None
+    proto = program.model_proto
+    proto.ir_version = IR_VERSION
+    save(proto, path)
+    onnx.checker.check_model(str(path))
+    graph = describe(proto, path.name)
+    _check_interface(graph, wanted, loaded.name)
+    _check_values(module, path, names, vocabulary, loaded)
+    return graph
+
+
+def save(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; weights that no protobuf holds go to a file beside it."""
+    onnx = require("onnx", "export")
+    if proto.ByteSize() < PROTOBUF_LIMIT:
+        onnx.save_model(proto, path)
+    else:
+        onnx.save_model(
+            proto, path, save_as_external_data=True, location=f"{path.name}.data"
+        )
+
+
+def describe(proto: onnx.ModelProto, file: str) -> Graph:
+    """A graph's interface and what it consists of."""
+    onnx = require("onnx", "export")
+    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+
+    def tensor(value: Any) -> Tensor:
+        kind = value.type.tensor_type
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        shape = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
+        return Tensor(value.name, dtype, shape)  # type: ignore[arg-type]
+
+    counts = Counter(node.op_type for node in proto.graph.node)
+    return Graph(
+        file,
+        opset,
+        tuple(tensor(value) for value in proto.graph.input),
+        tuple(tensor(value) for value in proto.graph.output),
+        dict(sorted(counts.items())),
+    )
+
+
+def random_inputs(
+    names: list[str], batch: int, sequence: int, vocabulary: int
+) -> dict[str, Any]:
+    """Random token ids; every row but the first is padded."""
+    draw = np.random.default_rng(batch * 1000 + sequence)
+    mask = np.ones((batch, sequence), np.int64)
+    for row in range(1, batch):
+        mask[row, max(1, sequence * row // (batch + 1)) :] = 0
+    feeds = {
+        "input_ids": draw.integers(0, vocabulary, (batch, sequence)) * mask,
+        "attention_mask": mask,
+        "token_type_ids": np.zeros((batch, sequence), np.int64),
+    }
+    return {name: feeds[name] for name in names}
+
+
+def _check_interface(graph: Graph, wanted: Graph, name: str) -> None:
+    for tensor, due in zip(
+        (*graph.inputs, *graph.outputs), (*wanted.inputs, *wanted.outputs), strict=True
+    ):
+        if tensor != due:
+            raise ExportError(
+                f"The exporter made {tensor.name} of {name} {tensor.dtype} {list(tensor.shape)}; "
+                f"{due.name}, {due.dtype} {list(due.shape)} is due."
+            )
+
+
+def _check_values(
+    module: nn.Module,
+    path: Path,
+    names: list[str],
+    vocabulary: int,
+    loaded: LoadedModel,
+) -> None:
+    """Compare with torch on padded batches of other shapes than the example's."""
+    try:
+        session = OnnxSession(path, "CPUExecutionProvider")
+    except SessionError as error:
+        raise ExportError(f"The exported graph does not load: {error}") from error
+    for batch, sequence in _SHAPES:
+        feeds = random_inputs(
+            names, batch, min(sequence, loaded.max_length), vocabulary
+        )
+        with torch.no_grad():
+            expected = module(
+                *(torch.from_numpy(feeds[name]) for name in names)
+            ).numpy()
+        (output,) = session.run(feeds).values()
+        if loaded.task == "ner":  # what stands at a padding token means nothing
+            real = feeds["attention_mask"][..., None]
+            expected, output = expected * real, output * real
+        measured = snr_db(expected, output)
+        if not measured >= MIN_SNR_DB:
+            raise ExportError(
+                f"The exported graph of {loaded.name} does not compute what torch does: {measured:.1f} dB "
+                f"signal to noise at batch {batch}, sequence {sequence}; at least {MIN_SNR_DB:.0f} dB are due."
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own internals; what matters is checked afterwards."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

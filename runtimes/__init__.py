@@ -1,0 +1,54 @@
+"""The on-device library: bundles to entities, vectors and scores. Never imports torch.
+
+>>> import edgelm
+>>> embedder = edgelm.load("bundle/")
+>>> vectors = embedder.encode(["A man is playing a flute."])  # float32 [1, 384]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgelm.bundle import Bundle, open_bundle
+from edgelm.runtimes.embedding import Embedder
+from edgelm.runtimes.engine import Engine, open_engine
+from edgelm.runtimes.ner import Entity, EntityRecognizer
+from edgelm.runtimes.scoring import Scorer
+
+__all__ = ["Embedder", "Entity", "EntityRecognizer", "Scorer", "load"]
+
+TASKS: dict[str, type[Embedder] | type[EntityRecognizer] | type[Scorer]] = {
+    "embedding": Embedder,
+    "ner": EntityRecognizer,
+    "scoring": Scorer,
+}
+
+
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    threads: int | None = None,
+    provider: str | None = None,
+) -> Embedder | EntityRecognizer | Scorer:
+    """Open a bundle for its task.
+
+    Args:
+        bundle: A bundle's folder, or a bundle opened already.
+        threads: Threads of one inference; all cores if not given.
+        provider: Execution provider; the one of the bundle's target if not given.
+
+    Returns:
+        An `Embedder`, an `EntityRecognizer` or a `Scorer`.
+
+    Raises:
+        BundleError: The bundle is damaged, incomplete or too new.
+        SessionError: The runtime cannot be opened as asked.
+        MissingExtraError: The runtime is not installed.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    return wrap(open_engine(opened, threads=threads, provider=provider))
+
+
+def wrap(engine: Engine) -> Embedder | EntityRecognizer | Scorer:
+    """Give an opened engine the face of its task."""
+    return TASKS[engine.manifest.task](engine)

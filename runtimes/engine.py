@@ -1,0 +1,183 @@
+"""From texts to rows of the graph's output: what all tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.bundle import Bundle, Manifest
+from edgelm.errors import BundleError, InputError, SessionError
+from edgelm.runtimes.session import OnnxSession, Session
+from edgelm.targets import load_target
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+# Tokens of one call of the graph, padding included. More gains nothing on a
+# CPU: the activations of a layer no longer stay in its cache.
+BATCH_TOKENS = 4096
+_NO_ROW = np.zeros(0, np.float32)
+
+
+class Engine:
+    """A tokenizer and a graph, opened.
+
+    Attributes:
+        name: What it was opened from, for messages.
+        manifest: What is known of the model.
+        session: What runs the graph.
+        tokenizer: Its tokenizer. It cuts a long text into windows: the first is
+            the truncated text, the others are its ``overflowing``.
+    """
+
+    def __init__(
+        self, name: str, manifest: Manifest, tokenizer: Tokenizer, session: Session
+    ) -> None:
+        """Put a tokenizer and a session together; `open_engine` does it for a bundle.
+
+        Args:
+            name: What they were opened from.
+            manifest: What is known of the model.
+            tokenizer: Its tokenizer; padding and truncation are set here.
+            session: What runs the graph.
+        """
+        self.name = name
+        self.manifest = manifest
+        self.session = session
+        self.tokenizer = tokenizer
+        longest = manifest.tokenizer.max_length
+        # Only token labels need what lies behind the first window.
+        stride = longest // 4 if manifest.task == "ner" else 0
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(longest, stride=stride)
+        self._inputs = [tensor.name for tensor in manifest.graph.inputs]
+        self._output = manifest.graph.outputs[0]
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> list[Encoding]:
+        """Turn texts into tokens.
+
+        Args:
+            texts: The texts.
+            pairs: The second text of each pair, where the model takes pairs.
+
+        Returns:
+            The encoding of each text, in order. A text that is longer than the
+            model takes is cut; the rest is in ``overflowing``.
+
+        Raises:
+            InputError: Something among the texts is not a string.
+        """
+        check_texts(texts)
+        if pairs is None:
+            return self.tokenizer.encode_batch(list(texts))
+        check_texts(pairs)
+        return self.tokenizer.encode_batch(list(zip(texts, pairs, strict=True)))
+
+    def run(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+        """Run the graph on any number of inputs.
+
+        Args:
+            encodings: Inputs of at most ``max_length`` tokens; batches are made of
+                inputs of like length.
+
+        Returns:
+            For each input, in order, its row of the graph's output. A row with a
+            sequence axis is cut to the input's own length.
+        """
+        rows: list[NDArray[np.float32]] = [_NO_ROW] * len(encodings)
+        per_token = "sequence" in self._output.shape
+        for batch in batches([len(encoding) for encoding in encodings]):
+            feeds = self._collate([encodings[i] for i in batch])
+            for row, i in zip(
+                self.session.run(feeds)[self._output.name], batch, strict=True
+            ):
+                rows[i] = row[: len(encodings[i])] if per_token else row
+        return rows
+
+    def _collate(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
+        info = self.manifest.tokenizer
+        shape = (len(encodings), max(len(encoding) for encoding in encodings))
+        feeds = {
+            "input_ids": np.full(shape, info.pad_id, np.int64),
+            "attention_mask": np.zeros(shape, np.int64),
+            "token_type_ids": np.full(shape, info.pad_type_id, np.int64),
+        }
+        for row, encoding in enumerate(encodings):
+            length = len(encoding)
+            feeds["input_ids"][row, :length] = encoding.ids
+            feeds["attention_mask"][row, :length] = 1
+            feeds["token_type_ids"][row, :length] = encoding.type_ids
+        return {name: feeds[name] for name in self._inputs}
+
+
+def open_engine(
+    bundle: Bundle, *, threads: int | None = None, provider: str | None = None
+) -> Engine:
+    """Open a bundle. Arguments and errors are those of `edgelm.load`."""
+    from tokenizers import Tokenizer
+
+    manifest = bundle.manifest
+    path = bundle.file(manifest.tokenizer.file)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare exceptions
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    graph = bundle.file(manifest.graph.file)
+    session = OnnxSession(graph, _provider(bundle, provider), threads)
+    return Engine(str(bundle.path), manifest, tokenizer, session)
+
+
+def batches(
+    lengths: Sequence[int], max_tokens: int = BATCH_TOKENS
+) -> Iterator[list[int]]:
+    """Group inputs of like length.
+
+    Args:
+        lengths: Tokens of each input.
+        max_tokens: Limit of rows times longest row; one long input is a batch of its own.
+
+    Yields:
+        Indices into ``lengths``, longest inputs first so that memory peaks at once.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def check_texts(texts: object) -> None:
+    """Raise `InputError` unless ``texts`` is a sequence of strings."""
+    if isinstance(texts, str):
+        raise InputError(
+            "Texts must be a list of strings. Got one string; write [text] instead."
+        )
+    if not isinstance(texts, Sequence):
+        raise InputError(
+            f"Texts must be a list of strings. Got {type(texts).__name__} instead."
+        )
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(
+                f"Text {i} must be a string. Got {type(text).__name__} instead."
+            )
+
+
+def _provider(bundle: Bundle, asked: str | None) -> str:
+    if asked is not None:
+        return asked
+    target = load_target(bundle.manifest.target)
+    if target.runtime != "onnxruntime":
+        raise SessionError(
+            f"The bundle {bundle.path} is for {target.title}: its engine is built on the device. "
+            "To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."
+        )
+    return target.provider

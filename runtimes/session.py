@@ -1,0 +1,86 @@
+"""Sessions: a graph that runs. One contract for every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from edgelm.errors import SessionError, require
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Session(Protocol):
+    """A graph that runs: arrays by name in, arrays by name out."""
+
+    provider: str
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run the graph once."""
+        ...
+
+
+class OnnxSession:
+    """A graph in ONNX Runtime.
+
+    Attributes:
+        provider: The execution provider that the session really got.
+    """
+
+    def __init__(self, graph: Path, provider: str, threads: int | None = None) -> None:
+        """Open a graph.
+
+        Args:
+            graph: The ONNX file.
+            provider: The execution provider to use; no other will do.
+            threads: Threads of one inference; all cores if not given.
+
+        Raises:
+            SessionError: The provider is not there or was lost (ONNX Runtime
+                would fall back to the CPU without a word), or the graph cannot
+                be loaded.
+            MissingExtraError: ONNX Runtime is not installed.
+        """
+        ort = require("onnxruntime", "ort")
+        available = ort.get_available_providers()
+        if provider not in available:
+            raise SessionError(
+                f"ONNX Runtime {ort.__version__} has no {provider} here. It has: {', '.join(available)}. "
+                "Choose one of these with --provider, or install edgelm[ort-gpu] for CUDA."
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Idle threads that spin take the cores from whatever else the device does.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(
+                str(graph), options, providers=[provider]
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            raise SessionError(
+                f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}"
+            ) from error
+        self.provider: str = self._session.get_providers()[0]
+        if self.provider != provider:
+            raise SessionError(
+                f"ONNX Runtime fell back from {provider} to {self.provider}. "
+                f"Mend the installation of {provider}, or ask for --provider {self.provider}."
+            )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run the graph once.
+
+        Args:
+            feeds: Every input of the graph by name.
+
+        Returns:
+            Every output of the graph by name.
+        """
+        values = self._session.run(self._outputs, dict(feeds))
+        return dict(zip(self._outputs, values, strict=True))
