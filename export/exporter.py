@@ -135,9 +135,10 @@ def golden_examples(loaded: LoadedModel) -> list[GoldenExample]:
         pairs += [("", None), ("naïve café, 東京 and Ελλάδα 🙂 e\u0301", None)]
     examples = []
     for text, pair in pairs:
+        # As lists: given one empty second text, transformers would drop the pair.
         tokens = loaded.tokenizer(
-            text,
-            pair,
+            [text],
+            None if pair is None else [pair],
             truncation=True,
             max_length=loaded.max_length,
             return_tensors="pt",

@@ -162,24 +162,26 @@ def _check_values(
         session = OnnxSession(path, "CPUExecutionProvider")
     except SessionError as error:
         raise ExportError(f"The exported graph does not load: {error}") from error
+    expected, found = [], []
     for batch, sequence in _SHAPES:
         feeds = random_inputs(
             names, batch, min(sequence, loaded.max_length), vocabulary
         )
         with torch.no_grad():
-            expected = module(
-                *(torch.from_numpy(feeds[name]) for name in names)
-            ).numpy()
+            due = module(*(torch.from_numpy(feeds[name]) for name in names)).numpy()
         (output,) = session.run(feeds).values()
         if loaded.task == "ner":  # what stands at a padding token means nothing
             real = feeds["attention_mask"][..., None]
-            expected, output = expected * real, output * real
-        measured = snr_db(expected, output)
-        if not measured >= MIN_SNR_DB:
-            raise ExportError(
-                f"The exported graph of {loaded.name} does not compute what torch does: {measured:.1f} dB "
-                f"signal to noise at batch {batch}, sequence {sequence}; at least {MIN_SNR_DB:.0f} dB are due."
-            )
+            due, output = due * real, output * real
+        expected.append(due.ravel())
+        found.append(output.ravel())
+    # All shapes together: one logit near zero alone has no ratio worth the name.
+    measured = snr_db(np.concatenate(expected), np.concatenate(found))
+    if not measured >= MIN_SNR_DB:
+        raise ExportError(
+            f"The exported graph of {loaded.name} does not compute what torch does: {measured:.1f} dB signal "
+            f"to noise over padded batches of several shapes; at least {MIN_SNR_DB:.0f} dB are due."
+        )
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class Embedder:
         if name is None:
             return ""
         if name not in self.prompts:
-            known = ", ".join(self.prompts) or "none"
+            known = ", ".join(sorted(self.prompts)) or "none"
             raise InputError(
                 f"This bundle has no prompt '{name}'. Its prompts: {known}."
             )

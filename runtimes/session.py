@@ -14,9 +14,15 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Session(Protocol):
-    """A graph that runs: arrays by name in, arrays by name out."""
+    """A graph that runs: arrays by name in, arrays by name out.
+
+    Attributes:
+        provider: The execution provider, or the device.
+        runtime: What runs the graph, with its version, for people.
+    """
 
     provider: str
+    runtime: str
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run the graph once."""
@@ -28,6 +34,7 @@ class OnnxSession:
 
     Attributes:
         provider: The execution provider that the session really got.
+        runtime: ONNX Runtime's version and the provider, for people.
     """
 
     def __init__(self, graph: Path, provider: str, threads: int | None = None) -> None:
@@ -71,6 +78,8 @@ class OnnxSession:
                 f"ONNX Runtime fell back from {provider} to {self.provider}. "
                 f"Mend the installation of {provider}, or ask for --provider {self.provider}."
             )
+        short = self.provider.removesuffix("ExecutionProvider")
+        self.runtime = f"ONNX Runtime {ort.__version__} {short}"
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:

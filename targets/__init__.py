@@ -60,7 +60,7 @@ class Gpu:
 
     compute_capability: str
     sparse_2_4: bool
-    dla_cores: int = 0
+    dla_cores: int | None = None
     multiprocessors: int | None = None
 
 

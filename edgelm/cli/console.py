@@ -7,7 +7,8 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +20,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+# A pipe or a log has no width of its own; tables must not break there.
+_WIDTH = None if sys.stderr.isatty() else 160
+console = Console(stderr=True, highlight=False, soft_wrap=True, width=_WIDTH)
 
 
 def emit(row: Mapping[str, Any]) -> None:
@@ -47,10 +50,12 @@ def say(text: str) -> None:
 def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> None:
-    """Print a table for people; all columns but the first are aligned to the right."""
+    """Print a table for people; columns of numbers are aligned to the right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    for column, cells in zip_longest(columns, zip(*rows, strict=True), fillvalue=()):
+        numbers = bool(cells) and all(str(cell)[:1].isdigit() for cell in cells)
+        justify: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(str(column), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table)
@@ -66,6 +71,7 @@ def progress_bar(what: str) -> Iterator[Any]:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task(what, total=None)

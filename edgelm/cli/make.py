@@ -120,6 +120,8 @@ def compress(
     from edgelm import recipe as recipes
     from edgelm.pipeline import compress_model
 
+    if recipe_file is not None and sparsity is not None:
+        raise click.UsageError("Give --recipe or --sparsity, not both.")
     if recipe_file is None:
         if sparsity is None:
             raise click.UsageError(

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,40 +154,45 @@ def _arguments(texts: tuple[str, ...], pairs: bool) -> Iterator[list[Any]]:
 
 
 def _lines(source: Path, form: str, pairs: bool) -> Iterator[list[Any]]:
-    """Chunks of parsed lines; what is there is yielded without waiting for more."""
+    """Chunks of parsed lines; what came before a bad line is not lost."""
     from edgelm.calibration import decode
 
-    standard = str(source) == "-"
-    name = "stdin" if standard else str(source)
-    try:
-        stream: IO[bytes] = sys.stdin.buffer if standard else source.open("rb")
-    except OSError as error:
-        raise InputError(f"Cannot read {source}: {error.strerror}.") from error
+    name = "stdin" if str(source) == "-" else str(source)
     as_json = form == "jsonl" or (
         form == "auto" and source.suffix in (".jsonl", ".ndjson")
     )
     number = 0
-    for chunk in _available(stream):
+    for chunk in _chunks(source):
         rows: list[Any] = []
         try:
             for line in chunk:
                 number += 1
                 where = f"{name}, line {number}"
                 text = decode(line, where).rstrip("\r\n")
-                rows.append(
-                    _parse_json(text, pairs, where)
-                    if as_json
-                    else _parse(text, pairs, where)
-                )
+                parse = _parse_json if as_json else _parse
+                rows.append(parse(text, pairs, where))
         except InputError:
-            if rows:  # what came before the bad line is not lost
+            if rows:
                 yield rows
             raise
         yield rows
 
 
+def _chunks(source: Path) -> Iterator[Sequence[bytes]]:
+    """Lines in chunks; from stdin as many as are there, without waiting for more."""
+    if str(source) == "-":
+        yield from _available(sys.stdin.buffer)
+        return
+    try:
+        with source.open("rb") as stream:
+            while chunk := list(islice(stream, _CHUNK)):
+                yield chunk
+    except OSError as error:
+        raise InputError(f"Cannot read {source}: {error.strerror}.") from error
+
+
 def _available(stream: IO[bytes]) -> Iterator[Sequence[bytes]]:
-    """Lines in chunks: as many as are there already, at most ``_CHUNK``."""
+    """A thread reads; whoever asks gets what has been read, at most ``_CHUNK`` lines."""
     lines: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * _CHUNK)
 
     def read() -> None:
@@ -197,14 +203,11 @@ def _available(stream: IO[bytes]) -> Iterator[Sequence[bytes]]:
     threading.Thread(target=read, daemon=True).start()
     while (line := lines.get()) is not None:
         chunk = [line]
-        while len(chunk) < _CHUNK:
-            try:
-                following = lines.get_nowait()
-            except queue.Empty:
-                break
+        while len(chunk) < _CHUNK and not lines.empty():
+            following = lines.get()
             if following is None:
-                lines.put(None)
-                break
+                yield chunk
+                return
             chunk.append(following)
         yield chunk
 

@@ -73,6 +73,15 @@ def _run_step(
 
     name, method = method_of(step)
     blocks = layers.blocks(model)
+    count = len(blocks)
+    names = [
+        f"{path}.{n}" for path, block in blocks for n, _ in layers.linears(model, block)
+    ]
+    for part in step.skip:
+        if not any(part in layer for layer in names):
+            raise CompressionError(
+                f"--skip '{part}' matches no layer. The layers of a block: {', '.join(names[: len(names) // count])}."
+            )
     reports: list[LayerReport] = []
     flows = sequential.start(model, batches)
     for index, (path, block) in enumerate(blocks):

@@ -174,12 +174,13 @@ def refine_faithful(
             cost, prune = torch.where((error < 0).unsqueeze(1), up, down).min(dim=1)
         after = error + contribution[rows, prune] - contribution[rows, grow]
         active = active & (error.abs() > config.update_threshold)
-        if pattern.group or config.keep_sign:
-            active = active & (after.sign() == first_sign)
         # Nothing left to grow ends a row; a group with nothing left to prune is
         # passed over, and the row goes on with the next weight.
-        active = active & usable & ((cost < torch.inf) | bool(pattern.group))
-        swap = active & (cost < torch.inf)
+        paired = cost < torch.inf
+        active = active & usable & (paired | bool(pattern.group))
+        if pattern.group or config.keep_sign:
+            active = active & (~paired | (after.sign() == first_sign))
+        swap = active & paired
         if not bool(active.any()):
             break
         keep[rows[swap], grow[swap]] = True

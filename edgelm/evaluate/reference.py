@@ -23,12 +23,14 @@ class TorchSession:
     """A module of PyTorch behind the contract of a session.
 
     Attributes:
-        provider: What runs it.
+        provider: The device that runs it.
+        runtime: What runs it, with its version.
     """
 
     def __init__(self, module: nn.Module, output: str) -> None:
         """Wrap a module that takes the graph's inputs by name."""
-        self.provider = f"torch {torch.__version__}"
+        self.provider = "CPU"
+        self.runtime = f"PyTorch {torch.__version__}"
         self._module = module
         self._output = output
 

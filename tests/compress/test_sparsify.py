@@ -1,0 +1,239 @@
+"""Sparsify and the block-by-block flow, on tiny models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertModel
+
+from edgelm import layers
+from edgelm.calibration import Batch
+from edgelm.compress import LayerReport, Sparsify, compress, sequential
+from edgelm.compress.patterns import check_mask, parse_pattern
+from edgelm.compress.sparsify import relative_error
+from edgelm.errors import CompressionError, ConfigError
+from edgelm.layers import weight_matrix
+from tests.conftest import tiny_config
+
+
+@pytest.fixture
+def model() -> BertModel:
+    return BertModel(tiny_config()).eval()
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    """Two batches with padding, of different widths."""
+    made = []
+    for rows, length in ((4, 12), (3, 7)):
+        ids = torch.randint(5, 60, (rows, length))
+        mask = torch.ones(rows, length, dtype=torch.int64)
+        mask[1:, length - 3 :] = 0
+        made.append(Batch(ids * mask, mask))
+    return made
+
+
+def all_linears(model: BertModel) -> dict[str, Any]:
+    return {
+        f"{path}.{name}": layer
+        for path, block in layers.blocks(model)
+        for name, layer in layers.linears(model, block)
+    }
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7, "2:4", "4:8"])
+@pytest.mark.parametrize("saliency", ["magnitude", "wanda"])
+@pytest.mark.parametrize("refine", ["none", "dsnot"])
+def test_every_layer_gets_the_pattern_and_nothing_else_changes(
+    model: BertModel, batches: list[Batch], sparsity: Any, saliency: Any, refine: Any
+) -> None:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    step = Sparsify(sparsity=sparsity, saliency=saliency, refine=refine)
+    reports = compress(model, [step], batches)
+    touched = all_linears(model)
+    assert [r.layer for r in reports] == list(touched)
+    for report in reports:
+        weight = weight_matrix(touched[report.layer])
+        check_mask(weight != 0, parse_pattern(sparsity))
+        assert report.sparsity == pytest.approx(float((weight == 0).float().mean()))
+    for key, value in model.state_dict().items():
+        kept = value != 0
+        assert torch.equal(value[kept], before[key][kept])
+        if key.removesuffix(".weight") not in touched:
+            assert torch.equal(value, before[key])
+
+
+def test_the_reported_error_is_the_layer_output_error(
+    model: BertModel, batches: list[Batch]
+) -> None:
+    """Measured on the layers' real inputs: the first block's depend on no mask."""
+    dense = copy.deepcopy(model)
+    reports = {r.layer: r for r in compress(model, [Sparsify(sparsity=0.5)], batches)}
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name, layer in all_linears(dense).items():
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: seen.setdefault(name, []).append(args[0])
+        )
+    with torch.no_grad():
+        for batch in batches:
+            dense(batch.input_ids, batch.attention_mask)
+    masks = [batch.attention_mask.bool() for batch in batches]
+    for name in (n for n in reports if ".0." in n):
+        tokens = torch.cat([x[m] for x, m in zip(seen[name], masks, strict=True)])
+        w, s = (weight_matrix(all_linears(m)[name]) for m in (dense, model))
+        due = ((tokens @ (w - s).T) ** 2).sum() / ((tokens @ w.T) ** 2).sum()
+        assert reports[name].error == pytest.approx(float(due), rel=1e-3)
+
+
+def test_statistics_come_from_the_compressed_prefix(
+    model: BertModel, batches: list[Batch]
+) -> None:
+    """The second block's inputs are those that the sparse first block gives."""
+    flows = sequential.start(model, batches)
+    with torch.no_grad():
+        layers.blocks(model)[0][1].output.dense.weight.zero_()
+        sequential.advance_(model, 0, flows)
+        found = sequential.observe(model, 1, flows, gram=False)["attention.self.query"]
+        seen: list[torch.Tensor] = []
+        query = layers.blocks(model)[1][1].attention.self.query
+        handle = query.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        for batch in batches:
+            model(batch.input_ids, batch.attention_mask)
+        handle.remove()
+    tokens = torch.cat(
+        [x[b.attention_mask.bool()] for x, b in zip(seen, batches, strict=True)]
+    )
+    torch.testing.assert_close(found.mean, tokens.mean(dim=0), rtol=1e-4, atol=1e-5)
+    assert found.count == len(tokens)
+
+
+def test_layers_that_share_an_input_share_statistics(
+    model: BertModel, batches: list[Batch]
+) -> None:
+    found = sequential.observe(model, 0, sequential.start(model, batches), gram=True)
+    assert found["attention.self.query"] is found["attention.self.key"]
+    assert found["attention.self.query"] is found["attention.self.value"]
+    assert found["attention.self.query"] is not found["intermediate.dense"]
+    assert found["output.dense"].mean.shape == (64,)
+
+
+def test_recording_leaves_the_model_as_it_was(
+    model: BertModel, batches: list[Batch]
+) -> None:
+    batch = batches[0]
+    before = model(batch.input_ids, batch.attention_mask).last_hidden_state
+    flows = sequential.start(model, batches)
+    for index in range(2):
+        sequential.advance_(model, index, flows)
+    after = model(batch.input_ids, batch.attention_mask).last_hidden_state
+    assert torch.equal(before, after)
+    torch.testing.assert_close(flows[0].hidden, after)
+
+
+def test_sparsity_zero_is_the_dense_model(
+    model: BertModel, batches: list[Batch]
+) -> None:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    reports = compress(model, [Sparsify(sparsity=0.0, refine="dsnot")], batches)
+    assert all(
+        torch.equal(value, before[key]) for key, value in model.state_dict().items()
+    )
+    assert all(r.error == 0 and r.sparsity == 0 for r in reports)
+
+
+def test_skip_leaves_layers_dense(model: BertModel, batches: list[Batch]) -> None:
+    reports = compress(model, [Sparsify(sparsity=0.5, skip=("attention",))], batches)
+    assert {r.layer.split(".", 3)[-1] for r in reports} == {
+        "intermediate.dense",
+        "output.dense",
+    }
+    assert bool((model.encoder.layer[0].attention.self.query.weight != 0).all())
+
+
+def test_a_skip_that_matches_nothing_is_refused(
+    model: BertModel, batches: list[Batch]
+) -> None:
+    with pytest.raises(CompressionError, match="'no_such_part' matches no layer"):
+        compress(model, [Sparsify(skip=("no_such_part",))], batches)
+
+
+def test_skipping_everything_is_refused(model: BertModel, batches: list[Batch]) -> None:
+    with pytest.raises(CompressionError, match="changed no layer"):
+        compress(model, [Sparsify(skip=("layer",))], batches)
+
+
+def test_nan_weights_are_refused(model: BertModel, batches: list[Batch]) -> None:
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[0, 0] = torch.nan
+    with pytest.raises(CompressionError, match=r"encoder\.layer\.1.*not finite"):
+        compress(model, [Sparsify()], batches)
+
+
+def test_a_width_that_does_not_divide_is_refused(batches: list[Batch]) -> None:
+    odd = BertModel(
+        tiny_config(hidden_size=30, num_attention_heads=3, intermediate_size=50)
+    ).eval()
+    with pytest.raises(CompressionError, match=r"multiple of 4 inputs.*has 30"):
+        compress(odd, [Sparsify(sparsity="3:4")], batches)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_dtype_stays(batches: list[Batch], dtype: torch.dtype) -> None:
+    model = BertModel(tiny_config()).eval().to(dtype)
+    compress(model, [Sparsify(sparsity="2:4", refine="dsnot")], batches)
+    weight = model.encoder.layer[0].intermediate.dense.weight
+    assert weight.dtype == dtype
+    check_mask(weight != 0, parse_pattern("2:4"))
+
+
+def test_two_steps_run_in_order(model: BertModel, batches: list[Batch]) -> None:
+    reports = compress(
+        model, [Sparsify(sparsity="4:8"), Sparsify(sparsity="1:4")], batches
+    )
+    assert len(reports) == 2 * len(all_linears(model))
+    assert isinstance(reports[-1], LayerReport)
+    groups = model.encoder.layer[0].output.dense.weight.reshape(-1, 4)
+    assert int((groups != 0).sum(dim=1).max()) == 1
+
+
+def test_config_is_validated_on_construction() -> None:
+    with pytest.raises(ConfigError, match="sparsity"):
+        Sparsify(sparsity=1.5)
+
+
+def test_relative_error_of_a_layer_that_gives_nothing() -> None:
+    assert relative_error(torch.zeros(2, 3), torch.zeros(2, 3), torch.eye(3)) == 0.0
+
+
+def test_reload_in_plain_transformers(tiny_embedding: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    from edgelm.calibration import Calibration
+    from edgelm.models import load_model
+    from edgelm.pipeline import compress_model
+    from edgelm.recipe import Recipe
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text(
+        "the man plays a flute\nthe river of paris\n" * 4, encoding="utf-8"
+    )
+    recipe = Recipe(
+        Calibration(texts=str(texts)), (Sparsify(sparsity="2:4", refine="dsnot"),)
+    )
+    compress_model(str(tiny_embedding), recipe, tmp_path / "ckpt")
+    ours = load_model(str(tmp_path / "ckpt"))
+    theirs = AutoModel.from_pretrained(tmp_path / "ckpt").eval()
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "ckpt")(
+        ["the woman reads"], return_tensors="pt"
+    )
+    with torch.no_grad():
+        assert torch.equal(
+            ours.model(**tokens).last_hidden_state, theirs(**tokens).last_hidden_state
+        )
+    check_mask(
+        theirs.encoder.layer[1].intermediate.dense.weight != 0, parse_pattern("2:4")
+    )

@@ -1,0 +1,174 @@
+"""The engine: batches, order, tokens, providers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import edgelm
+from edgelm.bundle import load_golden, open_bundle
+from edgelm.errors import GateError, InputError, SessionError
+from edgelm.runtimes.engine import batches, open_engine
+from edgelm.runtimes.session import OnnxSession
+from edgelm.runtimes.verification import measure_snr, verify
+from tests.conftest import export_bundle
+
+Bundles = Callable[..., Path]
+TEXTS = [
+    "the man plays",
+    "",
+    "a river in paris, the old city of anna and peter",
+    "book " * 100,
+    "flute",
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 200))
+def test_batches_hold_each_input_once_within_the_budget(
+    lengths: list[int], budget: int
+) -> None:
+    made = list(batches(lengths, budget))
+    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
+    for batch in made:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= budget
+    for one, two in itertools.pairwise(made):  # none could have taken one more
+        assert (len(one) + 1) * max(lengths[i] for i in one) > budget
+        assert min(lengths[i] for i in one) >= max(lengths[i] for i in two)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "ner", "scorer"])
+def test_results_come_in_order_and_do_not_depend_on_neighbours(
+    bundles: Bundles, kind: str
+) -> None:
+    engine = open_engine(open_bundle(bundles(kind)))
+    together = engine.run(engine.tokenize(TEXTS))
+    for text, row in zip(TEXTS, together, strict=True):
+        (alone,) = engine.run(engine.tokenize([text]))
+        assert alone.shape == row.shape
+        np.testing.assert_allclose(row, alone, atol=1e-5)
+
+
+def test_no_text_gives_no_row(bundles: Bundles) -> None:
+    model = edgelm.load(bundles("embedding"))
+    assert isinstance(model, edgelm.Embedder)
+    assert model.encode([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one string", r"write \[text\] instead"),
+        (["fine", 3], "Text 1 must be a string. Got int"),
+        ([None], "Text 0 must be a string. Got NoneType"),
+        (7, "Got int instead"),
+        ([b"bytes"], "Got bytes"),
+    ],
+)
+def test_what_is_no_list_of_strings_is_refused(
+    bundles: Bundles, texts: Any, message: str
+) -> None:
+    for kind in ("embedding", "ner"):
+        model: Any = edgelm.load(bundles(kind))
+        with pytest.raises(InputError, match=message):
+            (model.encode if kind == "embedding" else model.extract)(texts)
+
+
+def test_a_provider_that_is_not_there_is_refused(bundles: Bundles) -> None:
+    with pytest.raises(
+        SessionError,
+        match=r"has no CUDAExecutionProvider here\. It has: .*CPUExecutionProvider",
+    ):
+        edgelm.load(bundles("embedding"), provider="CUDAExecutionProvider")
+
+
+def test_a_provider_lost_silently_is_an_error(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime falls back to the CPU with a log line at most."""
+    real = onnxruntime.InferenceSession
+
+    def falls_back(path: str, options: Any, providers: list[str]) -> Any:
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"]
+    )
+    with pytest.raises(
+        SessionError,
+        match="fell back from CUDAExecutionProvider to CPUExecutionProvider",
+    ):
+        OnnxSession(bundles("embedding") / "model.onnx", "CUDAExecutionProvider")
+
+
+def test_a_jetson_bundle_says_where_it_runs(tiny: Any, tmp_path: Path) -> None:
+    path = export_bundle(str(tiny("embedding")), tmp_path / "b", target="jetson")
+    with pytest.raises(
+        SessionError,
+        match=r"engine is built on the device.*--provider CPUExecutionProvider",
+    ):
+        edgelm.load(path)
+    model = edgelm.load(path, provider="CPUExecutionProvider")
+    assert isinstance(model, edgelm.Embedder)
+    assert model.encode(["the man"]).shape == (1, 32)
+
+
+def test_threads_are_taken(bundles: Bundles) -> None:
+    one, all_of_them = (edgelm.load(bundles("embedding"), threads=n) for n in (1, None))
+    assert isinstance(one, edgelm.Embedder)
+    assert isinstance(all_of_them, edgelm.Embedder)
+    np.testing.assert_allclose(one.encode(TEXTS), all_of_them.encode(TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "ner", "scorer"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_verify_replays_the_golden_examples(
+    bundles: Bundles, kind: str, precision: str
+) -> None:
+    bundle = open_bundle(bundles(kind, precision))
+    result = verify(open_engine(bundle), load_golden(bundle))
+    assert result.examples == bundle.manifest.golden.count
+    assert result.snr_db >= result.min_snr_db
+    assert result.snr_db == pytest.approx(
+        min(300, bundle.manifest.golden.measured_snr_db), abs=1
+    )
+
+
+def test_verify_sees_a_wrong_graph_a_wrong_tokenizer_and_nan(bundles: Bundles) -> None:
+    bundle = open_bundle(bundles("embedding"))
+    engine = open_engine(bundle)
+    golden = load_golden(bundle)
+    other = [
+        type(g)(g.text, g.pair, g.input_ids, g.output[::-1].copy()) for g in golden
+    ]
+    with pytest.raises(GateError, match="does not give what the original model gave"):
+        verify(engine, other)
+    other = [type(g)(g.text, g.pair, g.input_ids + 1, g.output) for g in golden]
+    with pytest.raises(
+        GateError, match="other tokens than the original for golden example 0"
+    ):
+        verify(engine, other)
+
+    class Nan:
+        provider = runtime = "test"
+
+        def run(self, feeds: Any) -> Any:
+            return {
+                "sentence_embedding": np.full(
+                    (len(feeds["input_ids"]), 32), np.nan, np.float32
+                )
+            }
+
+    engine.session = Nan()
+    with pytest.raises(GateError, match="not finite"):
+        measure_snr(engine, golden)

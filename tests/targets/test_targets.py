@@ -1,0 +1,92 @@
+"""Targets: complete, sourced, refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from edgelm.errors import TargetError
+from edgelm.targets import FAMILIES, Target, list_targets, load_target
+
+NAMES = list_targets()
+
+
+def numbers(value: Any, path: str = "") -> list[str]:
+    """Paths of all fields that hold a number, or name a version or capability."""
+    if dataclasses.is_dataclass(value):
+        found = []
+        for field in dataclasses.fields(value):
+            if field.name != "sources":
+                inner = f"{path}.{field.name}" if path else field.name
+                found += numbers(getattr(value, field.name), inner)
+        return found
+    facts = (
+        "engine.tensorrt",
+        "engine.jetpack",
+        "gpu.compute_capability",
+        "gpu.sparse_2_4",
+    )
+    counted = isinstance(value, (int, float)) or (
+        isinstance(value, tuple) and value and isinstance(value[0], int)
+    )
+    return [path] if counted or path in facts else []
+
+
+def test_the_first_targets_are_there() -> None:
+    assert {
+        "cpu",
+        "cpu-arm64",
+        "jetson-orin-nano",
+        "jetson-agx-orin",
+        "nvidia-gpu",
+    } <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_has_a_source(name: str) -> None:
+    target = load_target(name)
+    covered = {field for source in target.sources for field in source.fields}
+    assert set(numbers(target)) <= covered
+    assert covered <= set(numbers(target)), "a source names a field that is not there"
+    assert all(
+        source.what and len(source.checked_on) == 10 for source in target.sources
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_are_coherent(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert target.default_precision in target.precisions
+    assert (target.engine is not None) == (target.runtime == "tensorrt")
+    if target.engine is not None:
+        assert len(target.engine.batch) == 3
+        assert list(target.engine.batch) == sorted(target.engine.batch)
+        assert list(target.engine.sequence) == sorted(target.engine.sequence)
+        assert len(target.engine.tensorrt) == len(target.engine.jetpack)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_stands_for_its_smallest_member(family: str) -> None:
+    member = load_target(family)
+    kin = [load_target(n) for n in NAMES if load_target(n).family == family]
+    assert member in kin
+    memories = [t.memory.total_mib for t in kin if t.memory]
+    assert member.memory is not None
+    assert member.memory.total_mib == min(memories)
+
+
+def test_an_unknown_target_lists_the_known_ones() -> None:
+    with pytest.raises(
+        TargetError, match=r"no target 'jetson-nono'\. Known targets: .*cpu.*jetson"
+    ):
+        load_target("jetson-nono")
+
+
+def test_a_target_is_frozen() -> None:
+    target: Any = load_target("cpu")
+    assert isinstance(target, Target)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        target.opset = 1
