@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo, file_digest
 from edgelm.errors import ModelError, require
+from edgelm.tasks import (
+    LOADERS,
+    Task,
+    embedding_info,
+    infer_task,
+    max_length,
+    ner_info,
+    read_json,
+    scoring_info,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Task = Literal["embedding", "ner", "scoring", "lm"]
 
 # Name -> adapter over minilm, or None for minilm itself.
 BUILT_IN: dict[str, str | None] = {
@@ -24,28 +31,6 @@ BUILT_IN: dict[str, str | None] = {
     "minilm-similarity": "minilm-similarity",
 }
 
-# Task of optimum's TasksManager -> task of edgelm.
-_TASKS: dict[str, Task] = {
-    "feature-extraction": "embedding",
-    "token-classification": "ner",
-    "text-classification": "scoring",
-    "text-generation": "lm",
-}
-_LOADERS: dict[Task, str] = {
-    "embedding": "AutoModel",
-    "ner": "AutoModelForTokenClassification",
-    "scoring": "AutoModelForSequenceClassification",
-    "lm": "AutoModelForCausalLM",
-}
-_POOLINGS = {
-    "cls": "cls",
-    "cls_token": "cls",
-    "max": "max",
-    "max_tokens": "max",
-    "mean": "mean",
-    "mean_tokens": "mean",
-    "lasttoken": "last",
-}
 # Files of sentence-transformers that a checkpoint passes on.
 SENTENCE_FILES = (
     "modules.json",
@@ -54,7 +39,6 @@ SENTENCE_FILES = (
     "1_Pooling/config.json",
 )
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-_LONGEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +92,7 @@ def load_model(reference: str, task: Task | None = None) -> LoadedModel:
     folder = locate(reference)
     config = _read_config(folder, reference)
     checkpoint = read_json(folder / "edgelm.json")
-    task = task or checkpoint.get("task") or _infer_task(folder, config, reference)
+    task = task or checkpoint.get("task") or infer_task(folder, config, reference)
     model, tokenizer = _load_weights(folder, config, task, reference)
     source = checkpoint.get("model", {})
     return _finish(
@@ -169,12 +153,12 @@ def _finish(
         )
     info: EmbeddingInfo | NerInfo | ScoringInfo | None = None
     if task == "embedding":
-        info = _embedding_info(folder, model.config, name)
+        info = embedding_info(folder, model.config, name)
     elif task == "ner":
-        info = _ner_info(model.config)
+        info = ner_info(model.config)
     elif task == "scoring":
-        info = _scoring_info(model.config)
-    length = _max_length(folder, model.config, tokenizer)
+        info = scoring_info(model.config)
+    length = max_length(folder, model.config, tokenizer)
     return LoadedModel(
         name, folder, task, model.eval(), tokenizer, length, info, source_digest, steps
     )
@@ -243,32 +227,6 @@ def _read_config(folder: Path, name: str) -> Any:
         ) from error
 
 
-def _infer_task(folder: Path, config: Any, name: str) -> Task:
-    """The task from sentence-transformers' files, else from the config's class by optimum."""
-    if (folder / "modules.json").is_file():
-        return "embedding"
-    import transformers
-
-    tasks = require("optimum.exporters.tasks", "compress").TasksManager
-    hint = f"Say what it is for with --task {'|'.join(_LOADERS)}."
-    names = config.architectures or [""]
-    model_class = getattr(transformers, names[0], None)
-    if model_class is None:
-        raise ModelError(
-            f"The config.json of {name} names no architecture that transformers has. {hint}"
-        )
-    try:
-        inferred = tasks.infer_task_from_model(model_class)
-    except ValueError:
-        inferred = names[0]
-    task = _TASKS.get(inferred.removesuffix("-with-past"))
-    if task is None:
-        raise ModelError(
-            f"{name} is for {inferred}, from which edgelm cannot tell its use. {hint}"
-        )
-    return task
-
-
 def _load_weights(folder: Path, config: Any, task: Task, name: str) -> tuple[Any, Any]:
     import transformers
 
@@ -285,7 +243,7 @@ def _load_weights(folder: Path, config: Any, task: Task, name: str) -> tuple[Any
         raise ModelError(
             f"{name} has no weights: there is no model.safetensors in {folder}."
         )
-    loader = getattr(transformers, _LOADERS[task])
+    loader = getattr(transformers, LOADERS[task])
     quiet: Any = transformers.utils.logging
     level = quiet.get_verbosity()
     quiet.set_verbosity_error()
@@ -317,97 +275,6 @@ def _load_weights(folder: Path, config: Any, task: Task, name: str) -> tuple[Any
     return model, tokenizer
 
 
-def _max_length(folder: Path, config: Any, tokenizer: Any) -> int:
-    """The shortest of what the files say; RoBERTa's positions begin behind the padding."""
-    limits = [tokenizer.model_max_length]
-    limits.append(read_json(folder / "sentence_bert_config.json").get("max_seq_length"))
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions:
-        padded = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
-        limits.append(positions - 2 if padded else positions)
-    stated = [int(limit) for limit in limits if limit and limit < _LONGEST]
-    return min(stated, default=512)
-
-
-def _embedding_info(folder: Path, config: Any, name: str) -> EmbeddingInfo:
-    """Pooling, normalisation and prompts from sentence-transformers' files.
-
-    Without them mean pooling and no normalisation, as sentence-transformers does.
-    """
-    modules = read_json(folder / "modules.json") or []
-    pooling, normalize = "mean", False
-    for module in modules:
-        kind = module["type"].rpartition(".")[2]
-        if kind == "Normalize":
-            normalize = True
-        elif kind == "Pooling":
-            pooling = _pooling(read_json(folder / module["path"] / "config.json"), name)
-        elif kind != "Transformer":
-            raise ModelError(
-                f"{name} has the sentence-transformers module {kind}, which edgelm does not export."
-            )
-    extra = read_json(folder / "config_sentence_transformers.json")
-    prompts = {k: v for k, v in (extra.get("prompts") or {}).items() if v}
-    default = extra.get("default_prompt_name")
-    return EmbeddingInfo(
-        int(config.hidden_size),
-        pooling,
-        normalize,
-        prompts,
-        default if default in prompts else None,
-    )
-
-
-def _pooling(config: Mapping[str, Any], name: str) -> str:
-    """Both forms: one ``pooling_mode``, or a flag for each mode."""
-    mode = config.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else list(mode or [])
-    if not modes:
-        modes = [
-            k.removeprefix("pooling_mode_")
-            for k, v in config.items()
-            if k.startswith("pooling_mode_") and v
-        ]
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise ModelError(
-            f"{name} pools by {'+'.join(modes)}; edgelm exports mean, cls, max and lasttoken pooling."
-        )
-    return _POOLINGS[modes[0]]
-
-
-def _labels(config: Any) -> tuple[str, ...]:
-    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
-
-
-def _ner_info(config: Any) -> NerInfo:
-    labels = _labels(config)
-    parts = {label.split("-")[0] for label in labels if "-" in label}
-    if parts & {"E", "S", "L", "U"}:
-        return NerInfo(labels, "BIOES")
-    return NerInfo(labels, "BIO" if "B" in parts else "IO")
-
-
-def _scoring_info(config: Any) -> ScoringInfo:
-    """Pairs for cross-encoders (sentence-transformers marks them) and for inference (NLI) models."""
-    labels = _labels(config)
-    marks = getattr(config, "sentence_transformers", None) or {}
-    activation = str(marks.get("activation_fn", ""))
-    problem = config.problem_type
-    pairs = bool(marks) or hasattr(config, "sbert_ce_default_activation_function")
-    pairs = pairs or any(label.lower().startswith("entail") for label in labels)
-    if activation.endswith("Identity") or problem == "regression":
-        kind: Literal["sigmoid", "softmax", "none"] = "none"
-    elif (
-        activation.endswith("Sigmoid")
-        or problem == "multi_label_classification"
-        or len(labels) == 1
-    ):
-        kind = "sigmoid"
-    else:
-        kind = "softmax"
-    return ScoringInfo(labels, kind, "pair" if pairs else "single")
-
-
 def _weights_digest(folder: Path) -> str:
     """SHA-256 over the weight files, or of the one file if there is one."""
     files = sorted(folder.glob("*.safetensors"))
@@ -417,17 +284,3 @@ def _weights_digest(folder: Path) -> str:
     import hashlib
 
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content; an empty dict where there is none.
-
-    Raises:
-        ModelError: It is not JSON.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not JSON ({error}).") from error

@@ -14,7 +14,8 @@ from edgelm.calibration import load_texts, make_batches, text_digest
 from edgelm.checkpoint import REPORT, save_checkpoint
 from edgelm.compress import compress
 from edgelm.errors import CompressionError
-from edgelm.models import Task, load_model
+from edgelm.models import load_model
+from edgelm.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,11 @@ from edgelm.errors import ExportError, GateError, TargetError
 from edgelm.export.graph import export_graph
 from edgelm.export.modules import wrap
 from edgelm.export.precision import quantize_int8
-from edgelm.models import LoadedModel, read_json
+from edgelm.models import LoadedModel
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import measure_snr
 from edgelm.targets import Target, load_target, target_text
+from edgelm.tasks import read_json
 
 # The least agreement with the original model, dB. Dynamic int8 gives 15 to 20 on
 # encoders; a graph that lost its mask or a layer gives less than 5.

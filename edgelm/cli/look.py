@@ -65,7 +65,7 @@ def info(path: Path, as_json: bool) -> None:
 
 def _about(path: Path) -> dict[str, Any]:
     from edgelm.bundle import MANIFEST, open_bundle
-    from edgelm.models import read_json
+    from edgelm.tasks import read_json
 
     if (path / MANIFEST).is_file():
         bundle = open_bundle(path)

@@ -12,11 +12,12 @@ from torch import nn
 
 from edgelm.export.exporter import make_manifest
 from edgelm.export.modules import OUTPUTS, interface, wrap
-from edgelm.models import Task, load_model
+from edgelm.models import load_model
 from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
 from edgelm.runtimes import wrap as wrap_engine
 from edgelm.runtimes.engine import Engine
 from edgelm.runtimes.session import Arrays
+from edgelm.tasks import Task
 
 
 class TorchSession:

@@ -1,0 +1,40 @@
+# Everything from a bare clone: `make demo`, `make test`.
+PYTHON ?= python3
+# The version that edgelm is tested with; users' ranges are in pyproject.toml.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: install demo test slow lint types wheel clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "edgelm is developed on Python 3.11 or newer. Name one with PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[all,dev]"
+	touch $@
+
+demo: install
+	$(BIN)/edgelm demo --force
+
+test: install
+	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+wheel: install
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf .venv build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache
