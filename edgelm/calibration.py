@@ -176,6 +176,16 @@ def open_binary(path: Path) -> IO[bytes]:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
 
 
+def split(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Texts to compute with and texts to judge by: every eighth.
+
+    Where there are fewer than sixteen, both are all of them.
+    """
+    if len(texts) < 16:
+        return list(texts), list(texts)
+    return [t for i, t in enumerate(texts) if i % 8], list(texts[::8])
+
+
 def text_digest(texts: Sequence[str]) -> str:
     """SHA-256 (hex) over texts: which text a checkpoint was calibrated on."""
     digest = hashlib.sha256()

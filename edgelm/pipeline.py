@@ -10,7 +10,7 @@ from typing import Any
 
 from edgelm import recipe as recipes
 from edgelm.atomic import check_free
-from edgelm.calibration import load_texts, make_batches, text_digest
+from edgelm.calibration import load_texts, make_batches, split, text_digest
 from edgelm.checkpoint import REPORT, save_checkpoint
 from edgelm.compress import compress
 from edgelm.errors import CompressionError
@@ -74,12 +74,13 @@ def compress_model(
         )
     texts = load_texts(recipe.calibration)
     loaded = load_model(reference, task)
-    batches = make_batches(
-        texts, loaded.tokenizer, min(recipe.calibration.max_tokens, loaded.max_length)
+    longest = min(recipe.calibration.max_tokens, loaded.max_length)
+    batches, held_out = (
+        make_batches(part, loaded.tokenizer, longest) for part in split(texts)
     )
     module: nn.Module = loaded.model
     module.to(device)
-    done = compress(loaded.model, recipe.steps, batches, progress)
+    done = compress(loaded.model, recipe.steps, batches, held_out, progress)
     layers: list[Mapping[str, Any]] = [asdict(row) for row in done]
     module.to("cpu")
     save_checkpoint(
@@ -90,5 +91,5 @@ def compress_model(
         report=layers,
         force=force,
     )
-    tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
+    tokens = sum(int(b.attention_mask.sum()) for b in (*batches, *held_out))
     return CompressionReport(layers, len(texts), tokens, time.monotonic() - began)

@@ -16,9 +16,9 @@ from edgelm.targets import load_target
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-# Tokens of one call of the graph, padding included. More gains nothing on a
-# CPU: the activations of a layer no longer stay in its cache.
-BATCH_TOKENS = 4096
+# Tokens of one call of the graph, padding included. On a CPU more is slower, not
+# faster: the activations of a layer no longer fit its cache, and memory grows.
+BATCH_TOKENS = 512
 _NO_ROW = np.zeros(0, np.float32)
 
 

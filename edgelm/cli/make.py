@@ -25,17 +25,24 @@ OUTPUT = click.Path(path_type=Path)
 @click.option("--sparsity", help="Fraction of zeros (0.5), or N of every M kept (2:4).")
 @click.option(
     "--saliency",
-    type=click.Choice(["magnitude", "wanda"]),
+    type=click.Choice(["magnitude", "ria", "sparsegpt", "wanda"]),
     default="wanda",
     show_default=True,
     help="How weights are chosen.",
 )
 @click.option(
     "--refine",
-    type=click.Choice(["none", "dsnot"]),
-    default="none",
+    type=click.Choice(["none", "dsnot", "swaps", "auto"]),
+    default="auto",
     show_default=True,
-    help="What improves the choice.",
+    help="What improves the choice; auto: for each layer what loses least.",
+)
+@click.option(
+    "--repair",
+    type=click.Choice(["none", "bias", "admm", "sparsegpt", "auto"]),
+    default="auto",
+    show_default=True,
+    help="What makes up for the zeros: the bias, or new values for the weights left.",
 )
 @click.option(
     "--skip",
@@ -98,6 +105,7 @@ def compress(
     sparsity: str | None,
     saliency: str,
     refine: str,
+    repair: str,
     skip: tuple[str, ...],
     texts: str,
     max_texts: int,
@@ -133,6 +141,7 @@ def compress(
             "sparsity": amount,
             "saliency": saliency,
             "refine": refine,
+            "repair": repair,
             "skip": skip,
         }
         calibration = {
@@ -173,15 +182,14 @@ def compress(
                 "x".join(map(str, r["shape"])),
                 f"{r['sparsity']:.3f}",
                 f"{r['error_initial']:.4f}",
+                f"{r['error_mask']:.4f}",
                 f"{r['error']:.4f}",
+                f"{r['refine']}+{r['repair']}",
             )
             for r in report.layers
         ]
-        show_table(
-            "Relative output error by layer",
-            ("layer", "shape", "sparsity", "first mask", "final"),
-            rows,
-        )
+        columns = ("layer", "shape", "sparsity", "first mask", "refined", "final", "by")
+        show_table("Relative output error by layer, on held-out text", columns, rows)
     say(
         f"{output}: {model} in {report.seconds:.0f} s, calibrated on {report.texts} texts ({report.tokens} tokens)"
     )

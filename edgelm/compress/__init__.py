@@ -34,6 +34,7 @@ def compress(
     model: PreTrainedModel,
     steps: Sequence[Any],
     batches: Sequence[Batch],
+    held_out: Sequence[Batch],
     progress: Progress = lambda name, done, total: None,
 ) -> list[LayerReport]:
     """Run compression steps on a model, in place and in order.
@@ -42,6 +43,7 @@ def compress(
         model: A model of transformers, in evaluation mode.
         steps: Configs of methods.
         batches: Calibration tokens. Every step takes its statistics anew.
+        held_out: Other tokens, to judge results by.
         progress: Called after each block with the step's name, blocks done and blocks in all.
 
     Returns:
@@ -56,7 +58,7 @@ def compress(
     reports: list[LayerReport] = []
     with torch.no_grad():
         for step in steps:
-            done = _run_step(model, step, batches, progress)
+            done = _run_step(model, step, (batches, held_out), progress)
             if not done:
                 raise CompressionError(
                     f"The step '{method_of(step)[0]}' changed no layer."
@@ -66,7 +68,10 @@ def compress(
 
 
 def _run_step(
-    model: PreTrainedModel, step: Any, batches: Sequence[Batch], progress: Progress
+    model: PreTrainedModel,
+    step: Any,
+    sets: tuple[Sequence[Batch], Sequence[Batch]],
+    progress: Progress,
 ) -> list[LayerReport]:
     from edgelm import layers
     from edgelm.compress import sequential
@@ -83,15 +88,16 @@ def _run_step(
                 f"--skip '{part}' matches no layer. The layers of a block: {', '.join(names[: len(names) // count])}."
             )
     reports: list[LayerReport] = []
-    flows = sequential.start(model, batches)
+    flows = [sequential.start(model, batches) for batches in sets]
     for index, (path, block) in enumerate(blocks):
-        statistics = sequential.observe(model, index, flows, gram=step.needs_gram)
-        reports += method.block(
-            {f"{path}.{n}": layer for n, layer in layers.linears(model, block)},
-            step,
-            {f"{path}.{n}": found for n, found in statistics.items()},
+        fit, judge = (
+            {f"{path}.{n}": found for n, found in seen.items()}
+            for seen in (sequential.observe(model, index, part) for part in flows)
         )
-        sequential.advance_(model, index, flows)
+        linears = {f"{path}.{n}": layer for n, layer in layers.linears(model, block)}
+        reports += method.block(linears, step, fit, judge)
+        for part in flows:
+            sequential.advance_(model, index, part)
         progress(name, index + 1, len(blocks))
     return reports
 

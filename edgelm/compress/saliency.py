@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from edgelm.compress import obs
 from edgelm.statistics import ActivationStatistics
 
 
@@ -23,7 +24,30 @@ def wanda(weight: torch.Tensor, statistics: ActivationStatistics) -> torch.Tenso
     return weight.abs() * statistics.second_moment.sqrt()
 
 
+def ria(weight: torch.Tensor, statistics: ActivationStatistics) -> torch.Tensor:
+    """``(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) ||X_j||^(1/2)``.
+
+    Relative importance and activations (Zhang et al., "Plug-and-Play", ICLR 2024),
+    with the paper's exponent. A row or column of zeros matters nothing.
+    """
+    size = weight.abs()
+    tiny = torch.finfo(size.dtype).tiny
+    relative = size / size.sum(dim=0).clamp(min=tiny)
+    relative = relative + size / size.sum(dim=1, keepdim=True).clamp(min=tiny)
+    return relative * statistics.second_moment.pow(0.25)
+
+
+def sparsegpt(weight: torch.Tensor, statistics: ActivationStatistics) -> torch.Tensor:
+    """``W_ij^2 / U_jj^2``, SparseGPT's cost of removing a weight (arXiv 2301.00774).
+
+    U is the upper Cholesky factor of the damped inverse Gram matrix.
+    """
+    return obs.removal_cost(weight, statistics.gram())
+
+
 SALIENCIES: dict[str, Callable[[torch.Tensor, ActivationStatistics], torch.Tensor]] = {
     "magnitude": magnitude,
+    "ria": ria,
+    "sparsegpt": sparsegpt,
     "wanda": wanda,
 }

@@ -70,16 +70,13 @@ def start(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Flow]:
     return flows
 
 
-def observe(
-    model: PreTrainedModel, index: int, flows: Sequence[Flow], *, gram: bool
-) -> Statistics:
+def observe(model: PreTrainedModel, index: int, flows: Sequence[Flow]) -> Statistics:
     """Statistics of the inputs of a block's linear layers.
 
     Args:
         model: In evaluation mode.
         index: Which block.
         flows: The batches, at the door of the block; they stay there.
-        gram: Whether to take the Gram matrix.
 
     Returns:
         Statistics by layer name; layers that share an input share the object.
@@ -88,7 +85,7 @@ def observe(
         CompressionError: An input of a layer is not finite.
     """
     name, block = layers.blocks(model)[index]
-    observer = _Observer(name, gram)
+    observer = _Observer(name)
     for flow in flows:
         observer.seen.clear()
         with _hooks(model, block, partial(observer.see, flow.weights)):
@@ -111,7 +108,6 @@ class _Observer:
 
     Attributes:
         block: Name of the block.
-        gram: Whether to take the Gram matrix.
         collected: Statistics by the first layer that takes an input.
         leaders: For each layer, the first one that takes the same input.
         seen: Inputs of the current batch. They are kept so that no later tensor
@@ -119,7 +115,6 @@ class _Observer:
     """
 
     block: str
-    gram: bool
     collected: Statistics = field(default_factory=dict)
     leaders: dict[str, str] = field(default_factory=dict)
     seen: list[tuple[torch.Tensor, str]] = field(default_factory=list)
@@ -136,13 +131,13 @@ class _Observer:
         self.leaders.setdefault(name, name)
         width = inputs.shape[-1]
         tokens = inputs.reshape(*weights.shape, width)
-        new = ActivationStatistics.of(tokens, weights, gram=self.gram)
+        new = ActivationStatistics.of(tokens, weights, gram=True)
         if not bool(torch.isfinite(new.scatter).all()):
             raise CompressionError(
                 f"The inputs of {self.block}.{name} are not finite. "
                 "Check the model's weights for NaN."
             )
-        empty = ActivationStatistics.empty(width, gram=self.gram, device=tokens.device)
+        empty = ActivationStatistics.empty(width, gram=True, device=tokens.device)
         self.collected.setdefault(name, empty).add_(new)
 
 

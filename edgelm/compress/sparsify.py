@@ -1,15 +1,16 @@
-"""Sparsify: saliency -> pattern -> refine, per linear layer."""
+"""Sparsify: saliency -> pattern -> refine -> repair, per linear layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
-from edgelm.compress import dsnot
+from edgelm.compress import dsnot, repair, swaps
+from edgelm.compress.dsnot import Dsnot
 from edgelm.compress.patterns import (
     Pattern,
     check_mask,
@@ -17,7 +18,9 @@ from edgelm.compress.patterns import (
     make_mask,
     parse_pattern,
 )
+from edgelm.compress.repair import Admm
 from edgelm.compress.saliency import SALIENCIES
+from edgelm.compress.swaps import Swaps
 from edgelm.errors import CompressionError
 from edgelm.layers import weight_matrix
 from edgelm.statistics import ActivationStatistics
@@ -31,18 +34,25 @@ class Sparsify:
         sparsity: Fraction of zeros in each row, or a pattern ``"N:M"``: N non-zeros
             of every M along the input.
         saliency: How the first mask is chosen.
-        refine: What improves it.
+        refine: What improves the mask; ``auto`` takes for each layer what leaves the
+            smallest output error on held-out text.
+        repair: What makes up for the pruned weights: the bias alone, or the bias and
+            new values for the weights that stay; ``auto`` as for ``refine``.
         dsnot: Parameters of DSnoT.
+        swaps: Parameters of the exact swaps.
+        admm: Parameters of the ADMM update.
         skip: Layers to leave dense: parts of their names, for example ``"attention"``.
     """
 
     version: ClassVar[int] = 1
-    needs_gram: ClassVar[bool] = True
 
     sparsity: float | str = 0.5
-    saliency: Literal["magnitude", "wanda"] = "wanda"
-    refine: Literal["none", "dsnot"] = "none"
-    dsnot: dsnot.Dsnot = field(default_factory=dsnot.Dsnot)
+    saliency: Literal["magnitude", "ria", "sparsegpt", "wanda"] = "wanda"
+    refine: Literal["none", "dsnot", "swaps", "auto"] = "auto"
+    repair: Literal["none", "bias", "admm", "sparsegpt", "auto"] = "auto"
+    dsnot: Dsnot = field(default_factory=Dsnot)
+    swaps: Swaps = field(default_factory=Swaps)
+    admm: Admm = field(default_factory=Admm)
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -58,28 +68,103 @@ class Sparsify:
 class LayerReport:
     """What happened to one layer.
 
-    Errors are ``E|y - y'|^2 / E|y|^2`` of the layer's output over the calibration
-    tokens, for its inputs as they are after the layers before it were compressed.
+    Errors are ``E|y - y'|^2 / E|y|^2`` of the layer's output over held-out calibration
+    tokens, for its inputs as they are after the layers before it were compressed. Where
+    the bias takes up the mean of the error, they are what is left after that.
 
     Attributes:
         layer: Name in the model.
         shape: ``(out, in)``.
         sparsity: Fraction of its weights that are zero.
         error_initial: With the first mask.
-        error: With the final one.
+        error_mask: With the refined mask.
+        error: With the repaired weights.
+        refine: What made the mask.
+        repair: What repaired the weights.
+        tried: Error of everything that was tried, by name.
     """
 
     layer: str
     shape: tuple[int, int]
     sparsity: float
     error_initial: float
+    error_mask: float
     error: float
+    refine: str
+    repair: str
+    tried: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a method needs to know of one linear layer.
+
+    Attributes:
+        weight: Dense, float32 ``[out, in]``.
+        shifts: Whether the layer's bias takes up the mean of the error.
+        fit: Statistics of its input to compute with.
+        held_out: Statistics of its input to judge by.
+    """
+
+    weight: torch.Tensor
+    shifts: bool
+    fit: ActivationStatistics
+    held_out: ActivationStatistics
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """What the weights must answer for: not the mean, where the bias does."""
+        return self.fit.gram(centred=self.shifts)
+
+    def shift(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """What a new weight makes the bias take up, ``[out]``: ``(W - W') E[x]``."""
+        return (self.weight - weight) @ self.fit.mean if self.shifts else None
+
+    def error(self, weight: torch.Tensor) -> float:
+        """Relative output error of a new weight ``[out, in]`` on held-out tokens."""
+        change = self.weight - weight
+        covariance, mean = self.held_out.gram(centred=True), self.held_out.mean
+        shift = self.shift(weight)
+        rest = change @ mean if shift is None else change @ mean - shift
+        lost = float(((change @ covariance) * change).sum() + rest.square().sum())
+        gram = self.held_out.gram()
+        there = float(((self.weight @ gram) * self.weight).sum())
+        return max(lost, 0.0) / there if there > 0 else 0.0
+
+
+Refine = Callable[[Layer, torch.Tensor, torch.Tensor, Pattern, Sparsify], torch.Tensor]
+Repair = Callable[[Layer, torch.Tensor, Pattern, Sparsify], torch.Tensor]
+
+REFINEMENTS: dict[str, Refine] = {
+    "none": lambda layer, keep, saliency, pattern, config: keep,
+    "dsnot": lambda layer, keep, saliency, pattern, config: dsnot.refine(
+        layer.weight, keep, saliency, layer.fit, pattern, config.dsnot
+    ),
+    "swaps": lambda layer, keep, saliency, pattern, config: swaps.refine(
+        layer.weight, keep, layer.gram, pattern, config.swaps
+    ),
+}
+REPAIRS: dict[str, Repair] = {
+    "none": lambda layer, keep, pattern, config: layer.weight * keep,
+    "bias": lambda layer, keep, pattern, config: layer.weight * keep,
+    "admm": lambda layer, keep, pattern, config: repair.admm(
+        layer.weight, keep, layer.gram, config.admm
+    ),
+    "sparsegpt": lambda layer, keep, pattern, config: repair.sparsegpt(
+        layer.weight, keep, layer.gram, pattern
+    ),
+}
+
+
+# Without a bias, "bias" is the masked weight as it is.
+AUTO_REPAIRS = ("bias", "admm", "sparsegpt")
 
 
 def sparsify_block(
     linears: Mapping[str, nn.Module],
     config: Sparsify,
     statistics: Mapping[str, ActivationStatistics],
+    held_out: Mapping[str, ActivationStatistics],
 ) -> list[LayerReport]:
     """Sparsify the linear layers of one block, in place.
 
@@ -87,80 +172,84 @@ def sparsify_block(
         linears: The layers by full name.
         config: What to do.
         statistics: Of each layer's input, with the Gram matrix.
+        held_out: The same over the text to judge by.
 
     Returns:
         A report for each layer.
 
     Raises:
-        CompressionError: A layer does not fit the pattern, or holds NaN.
+        CompressionError: A layer does not fit the pattern, or is not finite.
     """
     pattern = parse_pattern(config.sparsity)
     reports = []
-    for name, layer in linears.items():
+    for name, module in linears.items():
         if any(part in name for part in config.skip):
             continue
-        matrix = weight_matrix(layer)
+        matrix = weight_matrix(module)
         weight = matrix.float()
         if not bool(torch.isfinite(weight).all()):
             raise CompressionError(f"The weights of {name} are not finite.")
         check_width(pattern, weight.shape[1], name)
-        initial, keep = sparse_mask(weight, config, pattern, statistics[name])
-        gram = statistics[name].gram()
-        reports.append(
-            LayerReport(
-                name,
-                (weight.shape[0], weight.shape[1]),
-                float((~keep).float().mean()),
-                relative_error(weight, weight * initial, gram),
-                relative_error(weight, weight * keep, gram),
-            )
-        )
-        matrix.masked_fill_(~keep, 0.0)
+        bias = getattr(module, "bias", None)
+        shifts = bias is not None and config.repair != "none"
+        layer = Layer(weight, shifts, statistics[name], held_out[name])
+        new, report = sparsify_layer(layer, pattern, config, name)
+        shift = layer.shift(new)
+        matrix.copy_(new)
+        if bias is not None and shift is not None:
+            bias.add_(shift.to(bias.dtype))
+        reports.append(report)
     return reports
 
 
-def sparse_mask(
-    weight: torch.Tensor,
-    config: Sparsify,
-    pattern: Pattern,
-    statistics: ActivationStatistics,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose which weights of a layer stay.
+def sparsify_layer(
+    layer: Layer, pattern: Pattern, config: Sparsify, name: str = ""
+) -> tuple[torch.Tensor, LayerReport]:
+    """Sparsify one layer.
 
     Args:
-        weight: ``[out, in]`` float32.
+        layer: The layer.
+        pattern: The pattern of ``config``.
         config: What to do.
-        pattern: Its pattern.
-        statistics: Of the layer's input.
+        name: For the report.
 
     Returns:
-        The first mask and the final one, bool ``[out, in]``, both of the pattern.
+        The new weight ``[out, in]`` and the report.
+
+    Raises:
+        CompressionError: A result is not finite or not of the pattern.
     """
-    saliency = SALIENCIES[config.saliency](weight, statistics)
+    saliency = SALIENCIES[config.saliency](layer.weight, layer.fit)
     initial = make_mask(saliency, pattern)
-    keep = initial
-    if config.refine == "dsnot":
-        keep = dsnot.refine(
-            weight, initial, saliency, statistics, pattern, config.dsnot
-        )
-    check_mask(keep, pattern)
-    return initial, keep
+    tried: dict[str, float] = {}
 
+    masks = {}
+    for refine in REFINEMENTS if config.refine == "auto" else (config.refine,):
+        keep = REFINEMENTS[refine](layer, initial, saliency, pattern, config)
+        check_mask(keep, pattern)
+        masks[refine] = keep
+        tried[refine] = layer.error(layer.weight * keep)
+    refine = min(masks, key=lambda r: tried[r])
+    keep = masks[refine]
 
-def relative_error(
-    dense: torch.Tensor, sparse: torch.Tensor, gram: torch.Tensor
-) -> float:
-    """``E|(W - W') x|^2 / E|W x|^2`` from the Gram matrix ``E[x x^T]``.
-
-    Args:
-        dense: ``[out, in]``.
-        sparse: ``[out, in]``.
-        gram: ``[in, in]``.
-
-    Returns:
-        The ratio; 0 where the dense layer gives nothing.
-    """
-    change = dense - sparse
-    lost = float(((change @ gram) * change).sum())
-    there = float(((dense @ gram) * dense).sum())
-    return max(lost, 0.0) / there if there > 0 else 0.0
+    results = {}
+    for fix in AUTO_REPAIRS if config.repair == "auto" else (config.repair,):
+        new = REPAIRS[fix](layer, keep, pattern, config)
+        if not bool(torch.isfinite(new).all()):
+            raise CompressionError(f"The repair '{fix}' of {name} is not finite.")
+        results[fix] = new
+        tried[f"{refine}+{fix}"] = layer.error(new)
+    fix = min(results, key=lambda r: tried[f"{refine}+{r}"])
+    new = results[fix]
+    report = LayerReport(
+        name,
+        (layer.weight.shape[0], layer.weight.shape[1]),
+        float((new == 0).float().mean()),
+        layer.error(layer.weight * initial),
+        tried[refine],
+        tried[f"{refine}+{fix}"],
+        refine,
+        fix,
+        tried,
+    )
+    return new, report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-_ROW, _LABEL, _WIDTH, _VALUE = 30, 190, 640, 90
+_ROW, _LABEL, _WIDTH, _VALUE = 28, 160, 520, 62
 
 
 def bars(

@@ -14,14 +14,16 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #edeef0; --soft: #a0a4ab;
   --line: #3a3d44; --page: #111113; --bar: #5c6470; --first: #3ecf9e; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 54rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .note { color: var(--soft); } .verdict { font-size: 1.1rem; margin: .4rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; width: 100%; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
+  font-variant-numeric: tabular-nums; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; height: auto; margin: .6rem 0; } svg text { font: 13px system-ui, sans-serif;
+svg { width: 100%; max-width: 40rem; height: auto; margin: .6rem 0; display: block; } svg text { font: 13px system-ui, sans-serif;
   fill: var(--ink); } svg .title { font-weight: 600; } .bar { fill: var(--bar); }
 .first { fill: var(--first); } code { font-size: .875em; overflow-wrap: anywhere; }
 """
@@ -80,7 +82,7 @@ def latency_page(result: Mapping[str, Any]) -> str:
         + f'<p class="note">{escape(about)}</p>'
         + f"<h2>Side by side</h2>{plots}"
         + table([title for _, title in COLUMNS], contender_rows(result))
-        + f"<h2>Environment</h2>{table(['', ''], facts)}",
+        + f"<h2>Environment</h2>{fact_list(facts)}",
     )
 
 
@@ -119,6 +121,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def fact_list(facts: Sequence[tuple[str, str]]) -> str:
+    """Names and values, one a line."""
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
+    return f"<dl>{rows}</dl>"
 
 
 def page(title: str, body: str) -> str:

@@ -1,0 +1,91 @@
+"""Optimal brain surgeon: what removing weights costs, and how the others make up for it.
+
+Frantar and Alistarh, "SparseGPT", 2023, arXiv 2301.00774. With ``G = E[x x^T]`` damped,
+and U the upper Cholesky factor of ``G^-1``, column j's weights cost ``w_j^2 / U_jj^2`` once
+the columns before it are settled, and the error of pruning one is spread over the columns
+behind it along ``U_j,:``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from edgelm.compress.patterns import Pattern, make_mask, pruned_per_row
+
+# Of the mean diagonal, added to it: SparseGPT's default.
+DAMPING = 0.01
+_BLOCK = 128
+
+
+def inverse_factor(gram: torch.Tensor) -> torch.Tensor:
+    """Upper Cholesky factor of the damped inverse of a Gram matrix.
+
+    Args:
+        gram: ``[in, in]``, symmetric, positive semi-definite; may be singular.
+
+    Returns:
+        float64 ``[in, in]``. A feature that is always zero gets the damping alone, so
+        its weights cost least.
+    """
+    matrix = gram.double()
+    level = matrix.diagonal().mean()
+    damping = DAMPING * level if level > 0 else torch.ones_like(level)
+    matrix = matrix + damping * torch.eye(
+        len(matrix), dtype=matrix.dtype, device=matrix.device
+    )
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
+
+
+def removal_cost(weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """SparseGPT's saliency ``w_j^2 / U_jj^2`` for all columns at once, ``[out, in]``."""
+    scale = inverse_factor(gram).diagonal()
+    return (weight.double() / scale).square().to(weight.dtype)
+
+
+def prune(
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    pattern: Pattern,
+    keep: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SparseGPT: prune column by column, each error spread over the columns behind.
+
+    Args:
+        weight: ``[out, in]``.
+        gram: ``[in, in]``.
+        pattern: The pattern.
+        keep: A mask to follow, bool ``[out, in]``. Without one the mask is chosen on the way:
+            unstructured in blocks of 128 columns, N:M group by group.
+
+    Returns:
+        The new weight, zero where pruned, and the mask.
+    """
+    factor = inverse_factor(gram)
+    w = weight.double().clone()
+    chosen = torch.ones_like(w, dtype=torch.bool) if keep is None else keep
+    width = w.shape[1]
+    block = (
+        _BLOCK if not pattern.group else max(_BLOCK // pattern.group, 1) * pattern.group
+    )
+    for first in range(0, width, block):
+        last = min(first + block, width)
+        if keep is None and not pattern.group:
+            cost = (w[:, first:last] / factor.diagonal()[first:last]).square()
+            # What rounding takes from one block it gives to another.
+            count = pruned_per_row(pattern, last) - pruned_per_row(pattern, first)
+            chosen[:, first:last].scatter_(
+                1, cost.topk(count, largest=False).indices, False
+            )
+        errors = torch.zeros_like(w[:, first:last])
+        for j in range(first, last):
+            if keep is None and pattern.group and j % pattern.group == 0:
+                group = slice(j, j + pattern.group)
+                cost = (w[:, group] / factor.diagonal()[group]).square()
+                chosen[:, group] = make_mask(cost, pattern)
+            error = w[:, j].masked_fill(chosen[:, j], 0.0) / factor[j, j]
+            w[:, j:last] -= torch.outer(error, factor[j, j:last])
+            errors[:, j - first] = error
+        w[:, last:] -= errors @ factor[first:last, last:]
+    return w.masked_fill(~chosen, 0.0).to(weight.dtype), chosen
