@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import edgelm
 from edgelm.atomic import new_folder
 from edgelm.models import SENTENCE_FILES, LoadedModel
 
+if TYPE_CHECKING:
+    import torch
+
 REPORT = "edgelm.json"
 FORMAT_VERSION = 1
+# Most bytes of weights in one file of a streamed checkpoint, so in memory at once.
+SHARD_BYTES = 512 << 20
+
+Tensors = Iterator[tuple[str, "torch.Tensor"]]
 
 
 def save_checkpoint(
@@ -23,6 +30,7 @@ def save_checkpoint(
     recipe: Mapping[str, Any],
     calibration_digest: str,
     report: Sequence[Mapping[str, Any]],
+    weights: Tensors | None = None,
     force: bool = False,
 ) -> None:
     """Write a compressed model.
@@ -33,6 +41,7 @@ def save_checkpoint(
         recipe: What was done, as `recipe.to_plain` gives it.
         calibration_digest: SHA-256 (hex) of the calibration texts.
         report: What happened to each layer.
+        weights: The weights one by one, where the model does not hold them itself.
         force: Replace a checkpoint that is there already.
 
     Raises:
@@ -50,7 +59,11 @@ def save_checkpoint(
         "report": report,
     }
     with new_folder(path, marker=REPORT, force=force) as folder:
-        loaded.model.save_pretrained(folder)
+        if weights is None:
+            loaded.model.save_pretrained(folder)
+        else:
+            loaded.model.config.save_pretrained(folder)
+            _write_shards(folder, weights)
         loaded.tokenizer.save_pretrained(folder)
         for name in SENTENCE_FILES:
             if (loaded.folder / name).is_file() and loaded.task == "embedding":
@@ -58,3 +71,37 @@ def save_checkpoint(
                 shutil.copyfile(loaded.folder / name, folder / name)
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def _write_shards(folder: Path, weights: Tensors) -> None:
+    """Write tensors to files of limited size, named and indexed as transformers does."""
+    from safetensors.torch import save_file
+
+    shards: list[list[str]] = []
+    batch: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        name = folder / f"{len(shards)}.part"
+        save_file({k: v.contiguous() for k, v in batch.items()}, name, {"format": "pt"})
+        shards.append(list(batch))
+        batch.clear()
+
+    for name, tensor in weights:
+        held = sum(t.nbytes for t in batch.values())
+        if batch and held + tensor.nbytes > SHARD_BYTES:
+            flush()
+        batch[name] = tensor
+        total += tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / "0.part").rename(folder / "model.safetensors")
+        return
+    weight_map = {}
+    for i, names in enumerate(shards):
+        file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        (folder / f"{i}.part").rename(folder / file)
+        weight_map.update(dict.fromkeys(names, file))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgelm import layers
 from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo, file_digest
 from edgelm.errors import ModelError, require
 from edgelm.tasks import (
-    LOADERS,
     Task,
     embedding_info,
     infer_task,
+    loader_of,
     max_length,
     ner_info,
     read_json,
@@ -23,6 +24,8 @@ from edgelm.tasks import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from edgelm.streaming import WeightFiles
 
 # Name -> adapter over minilm, or None for minilm itself.
 BUILT_IN: dict[str, str | None] = {
@@ -55,6 +58,8 @@ class LoadedModel:
         info: What the task needs to know; None for ``lm``.
         source_digest: SHA-256 (hex) of the original weights.
         steps: Compression steps it went through.
+        weights: Where the blocks are to be read from (`edgelm.streaming.WeightFiles`);
+            None where they are loaded.
     """
 
     name: str
@@ -66,6 +71,7 @@ class LoadedModel:
     info: EmbeddingInfo | NerInfo | ScoringInfo | None
     source_digest: str
     steps: tuple[Mapping[str, Any], ...] = ()
+    weights: WeightFiles | None = None
 
     @property
     def architecture(self) -> str:
@@ -73,12 +79,16 @@ class LoadedModel:
         return str(self.model.config.model_type)
 
 
-def load_model(reference: str, task: Task | None = None) -> LoadedModel:
+def load_model(
+    reference: str, task: Task | None = None, *, stream: bool = False
+) -> LoadedModel:
     """Load a model.
 
     Args:
         reference: A built-in name, a folder, or a hub id.
         task: Its task; inferred from its files if not given.
+        stream: Leave the blocks empty, to be read one at a time, where the files of
+            the model allow it; the result's ``weights`` tells.
 
     Raises:
         ModelError: There is no such model, it needs code or pickles from its
@@ -93,9 +103,18 @@ def load_model(reference: str, task: Task | None = None) -> LoadedModel:
     config = _read_config(folder, reference)
     checkpoint = read_json(folder / "edgelm.json")
     task = task or checkpoint.get("task") or infer_task(folder, config, reference)
-    model, tokenizer = _load_weights(folder, config, task, reference)
+    from edgelm import streaming
+
+    known = config.model_type in layers.ARCHITECTURES
+    few = streaming.shorten(config) if stream and known else config
+    model, tokenizer = _load_weights(folder, few, task, reference)
+    weights = None
+    if few is not config:
+        weights = _stream(model, folder, config, task)
+        if weights is None:
+            model, tokenizer = _load_weights(folder, config, task, reference)
     source = checkpoint.get("model", {})
-    return _finish(
+    loaded = _finish(
         source.get("name", reference),
         folder,
         task,
@@ -104,6 +123,24 @@ def load_model(reference: str, task: Task | None = None) -> LoadedModel:
         source.get("source_digest") or _weights_digest(folder),
         tuple(checkpoint.get("steps", ())),
     )
+    return replace(loaded, weights=weights)
+
+
+def _stream(model: Any, folder: Path, config: Any, task: Task) -> WeightFiles | None:
+    """Give a model of few blocks all of them, empty; None where the files forbid it."""
+    import torch
+    import transformers
+
+    from edgelm import streaming
+
+    files = streaming.WeightFiles(folder)
+    loader = getattr(transformers, loader_of(task, config))
+    with torch.device("meta"):
+        full = getattr(loader, "from_config", loader)(config)
+    if not streaming.can_stream(full, files):
+        return None
+    streaming.lengthen_(model, full)
+    return files
 
 
 def locate(reference: str) -> Path:
@@ -243,7 +280,7 @@ def _load_weights(folder: Path, config: Any, task: Task, name: str) -> tuple[Any
         raise ModelError(
             f"{name} has no weights: there is no model.safetensors in {folder}."
         )
-    loader = getattr(transformers, LOADERS[task])
+    loader = getattr(transformers, loader_of(task, config))
     quiet: Any = transformers.utils.logging
     level = quiet.get_verbosity()
     quiet.set_verbosity_error()

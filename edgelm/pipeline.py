@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import edgelm
 from edgelm import recipe as recipes
 from edgelm.atomic import check_free
 from edgelm.calibration import load_texts, make_batches, split, text_digest
 from edgelm.checkpoint import REPORT, save_checkpoint
-from edgelm.compress import compress
+from edgelm.compress import Blocks, compress
+from edgelm.compress.blocks import journal_folder
 from edgelm.errors import CompressionError
 from edgelm.models import load_model
 from edgelm.tasks import Task
@@ -29,7 +32,7 @@ class CompressionReport:
         seconds: Wall-clock time, loading and saving included.
     """
 
-    layers: list[Mapping[str, Any]]
+    layers: list[dict[str, Any]]
     texts: int
     tokens: int
     seconds: float
@@ -64,7 +67,6 @@ def compress_model(
             `save_checkpoint` refuse.
     """
     import torch
-    from torch import nn
 
     began = time.monotonic()
     check_free(output, marker=REPORT, force=force)
@@ -73,23 +75,36 @@ def compress_model(
             "There is no CUDA device that torch can use here. Use --device cpu."
         )
     texts = load_texts(recipe.calibration)
-    loaded = load_model(reference, task)
+    digest = text_digest(texts)
+    loaded = load_model(reference, task, stream=True)
+    plain = recipes.to_plain(recipe)
+    journal = journal_folder(
+        output,
+        {
+            "edgelm": edgelm.__version__,
+            "torch": torch.__version__,
+            "device": device,
+            "weights": [loaded.name, loaded.source_digest, loaded.steps],
+            "recipe": plain,
+            "texts": digest,
+        },
+    )
     longest = min(recipe.calibration.max_tokens, loaded.max_length)
     batches, held_out = (
         make_batches(part, loaded.tokenizer, longest) for part in split(texts)
     )
-    module: nn.Module = loaded.model
-    module.to(device)
-    done = compress(loaded.model, recipe.steps, batches, held_out, progress)
-    layers: list[Mapping[str, Any]] = [asdict(row) for row in done]
-    module.to("cpu")
+    blocks = Blocks(loaded.model, source=loaded.weights, journal=journal, device=device)
+    layers = compress(blocks, recipe.steps, batches, held_out, progress)
+    last = len(recipe.steps) - 1
     save_checkpoint(
         loaded,
         output,
-        recipe=recipes.to_plain(recipe),
-        calibration_digest=text_digest(texts),
+        recipe=plain,
+        calibration_digest=digest,
         report=layers,
+        weights=blocks.stored(last) if loaded.weights is not None else None,
         force=force,
     )
+    shutil.rmtree(journal)
     tokens = sum(int(b.attention_mask.sum()) for b in (*batches, *held_out))
     return CompressionReport(layers, len(texts), tokens, time.monotonic() - began)

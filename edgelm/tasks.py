@@ -52,6 +52,13 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"{path} is not JSON ({error}).") from error
 
 
+def loader_of(task: Task, config: Any) -> str:
+    """Name of the class of transformers that loads a model for a task."""
+    if task == "embedding" and config.model_type == "t5":
+        return "T5EncoderModel"  # AutoModel would bring the decoder too
+    return LOADERS[task]
+
+
 def infer_task(folder: Path, config: Any, name: str) -> Task:
     """The task from sentence-transformers' files, else from the config's class by optimum."""
     if (folder / "modules.json").is_file():

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgelm import schema
+from edgelm.compress.blocks import Blocks
 from edgelm.compress.sparsify import LayerReport, Sparsify, sparsify_block
 from edgelm.errors import CompressionError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
     from edgelm.calibration import Batch
+    from edgelm.compress.sequential import Flow
 
-__all__ = ["METHODS", "LayerReport", "Method", "Sparsify", "compress"]
+__all__ = ["METHODS", "Blocks", "LayerReport", "Method", "Sparsify", "compress"]
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,23 @@ Progress = Callable[[str, int, int], None]
 
 
 def compress(
-    model: PreTrainedModel,
+    blocks: Blocks,
     steps: Sequence[Any],
     batches: Sequence[Batch],
     held_out: Sequence[Batch],
     progress: Progress = lambda name, done, total: None,
-) -> list[LayerReport]:
+) -> list[dict[str, Any]]:
     """Run compression steps on a model, in place and in order.
 
     Args:
-        model: A model of transformers, in evaluation mode.
+        blocks: The model, in evaluation mode.
         steps: Configs of methods.
         batches: Calibration tokens. Every step takes its statistics anew.
         held_out: Other tokens, to judge results by.
         progress: Called after each block with the step's name, blocks done and blocks in all.
 
     Returns:
-        A report for each layer of each step.
+        A row for each layer of each step: its report, the step's number, seconds.
 
     Raises:
         CompressionError: A step cannot give a correct result, or changed nothing.
@@ -55,51 +59,83 @@ def compress(
     """
     import torch
 
-    reports: list[LayerReport] = []
+    rows: list[dict[str, Any]] = []
     with torch.no_grad():
-        for step in steps:
-            done = _run_step(model, step, (batches, held_out), progress)
+        for number, step in enumerate(steps):
+            done = _run_step(blocks, number, step, (batches, held_out), progress)
             if not done:
                 raise CompressionError(
                     f"The step '{method_of(step)[0]}' changed no layer."
                 )
-            reports += done
-    return reports
+            rows += done
+    return rows
 
 
 def _run_step(
-    model: PreTrainedModel,
+    blocks: Blocks,
+    number: int,
     step: Any,
     sets: tuple[Sequence[Batch], Sequence[Batch]],
     progress: Progress,
-) -> list[LayerReport]:
-    from edgelm import layers
+) -> list[dict[str, Any]]:
     from edgelm.compress import sequential
 
     name, method = method_of(step)
-    blocks = layers.blocks(model)
-    count = len(blocks)
-    names = [
-        f"{path}.{n}" for path, block in blocks for n, _ in layers.linears(model, block)
-    ]
-    for part in step.skip:
-        if not any(part in layer for layer in names):
-            raise CompressionError(
-                f"--skip '{part}' matches no layer. The layers of a block: {', '.join(names[: len(names) // count])}."
-            )
-    reports: list[LayerReport] = []
-    flows = [sequential.start(model, batches) for batches in sets]
-    for index, (path, block) in enumerate(blocks):
-        fit, judge = (
-            {f"{path}.{n}": found for n, found in seen.items()}
-            for seen in (sequential.observe(model, index, part) for part in flows)
-        )
-        linears = {f"{path}.{n}": layer for n, layer in layers.linears(model, block)}
-        reports += method.block(linears, step, fit, judge)
-        for part in flows:
-            sequential.advance_(model, index, part)
+    _check_skip(blocks, step.skip)
+    rows: list[dict[str, Any]] = []
+    with blocks.around(), blocks.open(number, 0):
+        flows = [sequential.start(blocks.model, batches) for batches in sets]
+    for index in range(len(blocks)):
+        with blocks.open(number, index) as block:
+            done = blocks.finished(number, index)
+            if done is None:
+                done = _run_block(blocks, number, index, block, step, method, flows)
+                blocks.finish(number, index, done)
+            for flow in flows:
+                sequential.advance_(blocks.model, index, flow)
+        rows += done
         progress(name, index + 1, len(blocks))
-    return reports
+    return rows
+
+
+def _run_block(
+    blocks: Blocks,
+    number: int,
+    index: int,
+    block: nn.Module,
+    step: Any,
+    method: Method,
+    flows: Sequence[Sequence[Flow]],
+) -> list[dict[str, Any]]:
+    from edgelm import layers
+    from edgelm.compress import sequential
+
+    path, began = blocks.names[index], time.monotonic()
+    fit, judge = (
+        {
+            f"{path}.{n}": s
+            for n, s in sequential.observe(blocks.model, index, f).items()
+        }
+        for f in flows
+    )
+    linears = {f"{path}.{n}": m for n, m in layers.linears(blocks.model, block)}
+    reports = method.block(linears, step, fit, judge)
+    seconds = (time.monotonic() - began) / max(len(reports), 1)
+    return [
+        {**schema.plain(r), "step": number, "seconds": round(seconds, 3)}
+        for r in reports
+    ]
+
+
+def _check_skip(blocks: Blocks, skip: Sequence[str]) -> None:
+    from edgelm.layers import architecture
+
+    linears = architecture(blocks.model.config.model_type).linears
+    for part in skip:
+        if not any(part in f"{path}.{n}" for path in blocks.names for n in linears):
+            raise CompressionError(
+                f"--skip '{part}' matches no layer. The layers of a block: {', '.join(linears)}."
+            )
 
 
 def method_of(step: Any) -> tuple[str, Method]:
@@ -114,7 +150,5 @@ def method_of(step: Any) -> tuple[str, Method]:
 
 def describe(step: Any) -> Mapping[str, Any]:
     """A step as a recipe writes it."""
-    from edgelm import schema
-
     name, method = method_of(step)
     return {"method": name, "version": method.config.version, **schema.plain(step)}

@@ -2,7 +2,8 @@
 
 Each batch goes through the model once to record how its blocks are called; after
 that only blocks run, each twice: once dense, to see its inputs, and once compressed,
-to make the inputs of the next.
+to make the inputs of the next. Hidden states and statistics are float32 whatever the
+model's dtype is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def start(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Flow]:
     """Bring batches to the door of the first block.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; the first block open, the others may be empty.
         batches: Token ids.
 
     Returns:
@@ -56,12 +57,12 @@ def start(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Flow]:
         others get besides hidden states does not depend on these.
     """
     found = [block for _, block in layers.blocks(model)]
-    device = next(model.parameters()).device
+    device = next(found[0].parameters()).device
     flows = []
     for batch in batches:
         mask = batch.attention_mask.to(device)
         flow = Flow(torch.empty(0), mask.float())
-        with _recording(found, flow):
+        with _recording(found, flow), _float32(model, found):
             base: nn.Module = model.base_model
             caches = "use_cache" in inspect.signature(base.forward).parameters
             options = {"use_cache": False} if caches else {}
@@ -185,6 +186,37 @@ def _recording(found: Sequence[nn.Module], flow: Flow) -> Iterator[None]:
     finally:
         for block in found:
             del block.forward
+
+
+@contextmanager
+def _float32(model: PreTrainedModel, found: Sequence[nn.Module]) -> Iterator[None]:
+    """While open, everything outside the blocks computes in float32.
+
+    Embedding tables, the one thing there that is large, stay as they are: what they
+    give is converted instead.
+    """
+    inside = {id(module) for block in found for module in block.modules()}
+    changed: list[tuple[nn.Parameter, torch.Tensor]] = []
+    handles = []
+    for module in model.base_model.modules():
+        if id(module) in inside:
+            continue
+        if isinstance(module, nn.Embedding):
+            handles.append(
+                module.register_forward_hook(lambda _, args, output: output.float())
+            )
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point() and parameter.dtype != torch.float32:
+                changed.append((parameter, parameter.data))
+                parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, data in changed:
+            parameter.data = data
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

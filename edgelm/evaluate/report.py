@@ -23,7 +23,8 @@ th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(-
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; max-width: 40rem; height: auto; margin: .6rem 0; display: block; } svg text { font: 13px system-ui, sans-serif;
+svg { width: 100%; max-width: 40rem; height: auto; margin: .6rem 0; display: block; }
+svg text { font: 13px system-ui, sans-serif;
   fill: var(--ink); } svg .title { font-weight: 600; } .bar { fill: var(--bar); }
 .first { fill: var(--first); } code { font-size: .875em; overflow-wrap: anywhere; }
 """
