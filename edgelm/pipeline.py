@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from edgelm.atomic import check_free
 from edgelm.calibration import load_texts, make_batches, split, text_digest
 from edgelm.checkpoint import REPORT, save_checkpoint
 from edgelm.compress import Blocks, compress
-from edgelm.compress.blocks import journal_folder
+from edgelm.compress.blocks import journal_folder, kept_if_of_use
 from edgelm.errors import CompressionError
 from edgelm.models import load_model
 from edgelm.tasks import Task
@@ -65,6 +64,7 @@ def compress_model(
     Raises:
         EdgelmError: Anything that `load_model`, `load_texts`, `compress` or
             `save_checkpoint` refuse.
+        KeyboardInterrupt: Finished blocks are kept; the same call goes on from there.
     """
     import torch
 
@@ -90,21 +90,23 @@ def compress_model(
         },
     )
     longest = min(recipe.calibration.max_tokens, loaded.max_length)
-    batches, held_out = (
-        make_batches(part, loaded.tokenizer, longest) for part in split(texts)
-    )
-    blocks = Blocks(loaded.model, source=loaded.weights, journal=journal, device=device)
-    layers = compress(blocks, recipe.steps, batches, held_out, progress)
-    last = len(recipe.steps) - 1
-    save_checkpoint(
-        loaded,
-        output,
-        recipe=plain,
-        calibration_digest=digest,
-        report=layers,
-        weights=blocks.stored(last) if loaded.weights is not None else None,
-        force=force,
-    )
-    shutil.rmtree(journal)
+    with kept_if_of_use(journal):
+        batches, held_out = (
+            make_batches(part, loaded.tokenizer, longest) for part in split(texts)
+        )
+        blocks = Blocks(
+            loaded.model, source=loaded.weights, journal=journal, device=device
+        )
+        layers = compress(blocks, recipe.steps, batches, held_out, progress)
+        last = len(recipe.steps) - 1
+        save_checkpoint(
+            loaded,
+            output,
+            recipe=plain,
+            calibration_digest=digest,
+            report=layers,
+            weights=blocks.stored(last) if loaded.weights is not None else None,
+            force=force,
+        )
     tokens = sum(int(b.attention_mask.sum()) for b in (*batches, *held_out))
     return CompressionReport(layers, len(texts), tokens, time.monotonic() - began)

@@ -16,6 +16,8 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tiny tensors: threads would only wait for each other, all the more on a busy machine.
+torch.set_num_threads(1)
 
 TEXT = (
     "the a of to and in is was on for with as by at from it an be this that which or "

@@ -316,42 +316,33 @@ def test_an_existing_output_is_kept(
     )
 
 
-def test_an_interrupted_compress_leaves_nothing_and_can_be_repeated(
-    tmp_path: Path,
+@pytest.mark.parametrize(("blocks", "left"), [(0, 0), (1, 1)])
+def test_an_interrupted_compress_leaves_only_what_the_next_can_use(
+    tiny_embedding: Path, tmp_path: Path, blocks: int, left: int
 ) -> None:
-    """SIGINT as Ctrl-C sends it, once the work is under way."""
-    import signal
-
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    """SIGINT as Ctrl-C sends it, before and after a block is finished."""
     code = (
-        "import sys, os, signal\n"
-        "import edgelm.pipeline as p\n"
-        "real = p.compress\n"
-        "def compress(*a):\n    print('started', flush=True); return real(*a)\n"
-        "p.compress = compress\n"
+        "import os, signal, sys\n"
+        "from edgelm.compress import blocks\n"
+        "finish, done = blocks.Blocks.finish, []\n"
+        "def interrupted(*args):\n"
+        f"    if len(done) == {blocks}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    done.append(finish(*args))\n"
+        "blocks.Blocks.finish = interrupted\n"
         "from edgelm.cli import main\nmain()\n"
     )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "compress",
-        "minilm",
-        "-o",
-        str(tmp_path / "ck"),
-        "--sparsity",
-        "0.5",
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    output = tmp_path / "ck"
+    flags = ["compress", str(tiny_embedding), "-o", str(output), "--sparsity", "0.5"]
+    process = subprocess.run(
+        [sys.executable, "-c", code, *flags], capture_output=True, text=True
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
     assert process.returncode == 1
-    assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in process.stderr
+    assert "goes on where this one stopped" in process.stderr
+    assert len(list(tmp_path.glob(".ck*"))) == left
+    assert call(*flags).exit_code == 0
+    assert list(tmp_path.glob("*ck*")) == [output]
+    assert not list(tmp_path.glob(".ck*"))
 
 
 def test_a_bundle_with_one_byte_changed(tiny_bundle: Path) -> None:

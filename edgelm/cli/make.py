@@ -163,15 +163,19 @@ def compress(
     if output is None:
         raise click.UsageError("Say where to write the checkpoint: -o FOLDER.")
     with progress_bar(f"compressing {model}") as update:
-        report = compress_model(
-            model,
-            recipe,
-            output,
-            task=task,
-            device=device,
-            force=force,
-            progress=update,
-        )
+        try:
+            report = compress_model(
+                model,
+                recipe,
+                output,
+                task=task,
+                device=device,
+                force=force,
+                progress=update,
+            )
+        except KeyboardInterrupt:
+            say("Interrupted. The same command goes on where this one stopped.")
+            raise
     if as_json:
         for row in report.layers:
             emit(row)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,6 +193,20 @@ def journal_folder(output: Path, key: Mapping[str, Any]) -> Path:
             f"Cannot write to {output.parent}: {error.strerror}."
         ) from error
     return path
+
+
+@contextmanager
+def kept_if_of_use(journal: Path) -> Iterator[None]:
+    """Remove a journal in the end, unless a run that was cut short can go on from it."""
+    try:
+        yield
+    except BaseException as error:
+        hopeless = isinstance(error, CompressionError)  # it would only come again
+        if not hopeless and any(journal.glob("*.json")):
+            raise
+        shutil.rmtree(journal)
+        raise
+    shutil.rmtree(journal)
 
 
 def _write(path: Path, write: Any) -> None:
