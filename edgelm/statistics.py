@@ -132,6 +132,24 @@ class ActivationStatistics:
         mean = self._value("mean")
         return covariance if centred else covariance.addr(mean, mean)
 
+    def reordered(self, order: torch.Tensor) -> ActivationStatistics:
+        """Statistics of the features in another order: position i is feature ``order[i]``."""
+
+        def take(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[order][:, order] if tensor.ndim == 2 else tensor[order]
+
+        lost = {name: take(tensor) for name, tensor in self._lost.items()}
+        cross = None if self.cross is None else take(self.cross)
+        return ActivationStatistics(
+            self.count,
+            self.sequences,
+            take(self.mean),
+            take(self.scatter),
+            take(self.within),
+            cross,
+            lost,
+        )
+
     def _sum_(self, name: str, term: torch.Tensor) -> None:
         """``self.name += term``, keeping what float32 loses."""
         total: torch.Tensor = getattr(self, name)

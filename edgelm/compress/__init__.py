@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgelm import schema
+from edgelm.compress import allocation
 from edgelm.compress.blocks import Blocks
 from edgelm.compress.sparsify import LayerReport, Sparsify, sparsify_block
 from edgelm.errors import CompressionError
@@ -23,13 +24,22 @@ __all__ = ["METHODS", "Blocks", "LayerReport", "Method", "Sparsify", "compress"]
 
 @dataclass(frozen=True)
 class Method:
-    """A compression method: its config and the function that compresses a block."""
+    """A compression method.
+
+    Attributes:
+        config: Its config.
+        plan: From the config of a step to that of each block.
+        block: What compresses a block.
+    """
 
     config: type[Any]
+    plan: Callable[[Any, Blocks, int, Sequence[Batch]], list[Any]]
     block: Callable[..., list[LayerReport]]
 
 
-METHODS: dict[str, Method] = {"sparsify": Method(Sparsify, sparsify_block)}
+METHODS: dict[str, Method] = {
+    "sparsify": Method(Sparsify, allocation.plan, sparsify_block)
+}
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,13 +93,16 @@ def _run_step(
     name, method = method_of(step)
     _check_skip(blocks, step.skip)
     rows: list[dict[str, Any]] = []
+    plan = method.plan(step, blocks, number, sets[0])
     with blocks.around(), blocks.open(number, 0):
         flows = [sequential.start(blocks.model, batches) for batches in sets]
     for index in range(len(blocks)):
         with blocks.open(number, index) as block:
             done = blocks.finished(number, index)
             if done is None:
-                done = _run_block(blocks, number, index, block, step, method, flows)
+                done = _run_block(
+                    blocks, number, index, block, plan[index], method, flows
+                )
                 blocks.finish(number, index, done)
             for flow in flows:
                 sequential.advance_(blocks.model, index, flow)
@@ -119,7 +132,8 @@ def _run_block(
         for f in flows
     )
     linears = {f"{path}.{n}": m for n, m in layers.linears(blocks.model, block)}
-    reports = method.block(linears, step, fit, judge)
+    where = layers.architecture(blocks.model.config.model_type)
+    reports = method.block(linears, step, fit, judge, where)
     seconds = (time.monotonic() - began) / max(len(reports), 1)
     return [
         {**schema.plain(r), "step": number, "seconds": round(seconds, 3)}

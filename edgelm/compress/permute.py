@@ -8,12 +8,39 @@ by saliency and deal them to and fro; then exchange channels by linear assignmen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 
 from edgelm.compress.patterns import Pattern, make_mask
 from edgelm.errors import require
+from edgelm.layers import weight_matrix
 
 _ROUNDS = 2
+
+
+def reorder_(
+    producers: Sequence[nn.Module], consumer: nn.Module, order: torch.Tensor
+) -> None:
+    """Bring the channels between layers into an order, in place; the model computes the same.
+
+    Args:
+        producers: The layers before: their outputs are the channels, or (gate and up in
+            one layer) a whole number of runs of them.
+        consumer: The layer behind.
+        order: int64 ``[channels]``: position i takes channel ``order[i]``.
+    """
+    matrix = weight_matrix(consumer)
+    matrix.copy_(matrix[:, order])
+    for layer in producers:
+        matrix = weight_matrix(layer)
+        runs = len(matrix) // len(order)
+        rows = torch.cat([order + i * len(order) for i in range(runs)])
+        matrix.copy_(matrix[rows])
+        bias = getattr(layer, "bias", None)
+        if bias is not None:
+            bias.copy_(bias[rows])
 
 
 def best_order(saliency: torch.Tensor, pattern: Pattern) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from edgelm.compress import dsnot, repair, swaps
+from edgelm.compress import dsnot, permute, repair, swaps
 from edgelm.compress.dsnot import Dsnot
 from edgelm.compress.patterns import (
     Pattern,
@@ -21,8 +21,8 @@ from edgelm.compress.patterns import (
 from edgelm.compress.repair import Admm
 from edgelm.compress.saliency import SALIENCIES
 from edgelm.compress.swaps import Swaps
-from edgelm.errors import CompressionError
-from edgelm.layers import weight_matrix
+from edgelm.errors import CompressionError, ConfigError
+from edgelm.layers import Architecture, weight_matrix
 from edgelm.statistics import ActivationStatistics
 
 
@@ -41,6 +41,11 @@ class Sparsify:
         dsnot: Parameters of DSnoT.
         swaps: Parameters of the exact swaps.
         admm: Parameters of the ADMM update.
+        allocation: How a fraction is shared out among the blocks: alike; denser where
+            outliers are (OWL); or denser at the front (progressive).
+        band: How far a block's sparsity may be from the mean.
+        permute: For N:M, bring the inner channels of each feed-forward network into an
+            order in which the pattern keeps more; it costs nothing when running.
         skip: Layers to leave dense: parts of their names, for example ``"attention"``.
     """
 
@@ -53,15 +58,31 @@ class Sparsify:
     dsnot: Dsnot = field(default_factory=Dsnot)
     swaps: Swaps = field(default_factory=Swaps)
     admm: Admm = field(default_factory=Admm)
+    allocation: Literal["uniform", "owl", "progressive"] = "uniform"
+    band: float = 0.08
+    permute: bool = False
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate.
 
         Raises:
-            ConfigError: The sparsity or pattern is out of range.
+            ConfigError: A value is out of range, or does not go with the pattern.
         """
-        parse_pattern(self.sparsity)
+        pattern = parse_pattern(self.sparsity)
+        if not 0 <= self.band < 0.5:
+            raise ConfigError(
+                f"The 'band' parameter of Sparsify must be in [0, 0.5). Got {self.band} instead."
+            )
+        if pattern.group and self.allocation != "uniform":
+            raise ConfigError(
+                f"The pattern {pattern} is the same in every block; the allocation "
+                f"'{self.allocation}' needs a fraction of zeros, such as --sparsity {pattern.sparsity:g}."
+            )
+        if self.permute and not pattern.group:
+            raise ConfigError(
+                "Permuting channels helps only patterns N:M. Leave it out, or choose one, such as --sparsity 2:4."
+            )
 
 
 @dataclass(frozen=True)
@@ -165,14 +186,16 @@ def sparsify_block(
     config: Sparsify,
     statistics: Mapping[str, ActivationStatistics],
     held_out: Mapping[str, ActivationStatistics],
+    where: Architecture,
 ) -> list[LayerReport]:
     """Sparsify the linear layers of one block, in place.
 
     Args:
-        linears: The layers by full name.
+        linears: The layers by full name, in the order of the architecture.
         config: What to do.
         statistics: Of each layer's input, with the Gram matrix.
         held_out: The same over the text to judge by.
+        where: The model's architecture.
 
     Returns:
         A report for each layer.
@@ -181,18 +204,29 @@ def sparsify_block(
         CompressionError: A layer does not fit the pattern, or is not finite.
     """
     pattern = parse_pattern(config.sparsity)
-    reports = []
-    for name, module in linears.items():
-        if any(part in name for part in config.skip):
-            continue
-        matrix = weight_matrix(module)
-        weight = matrix.float()
+    chosen = [n for n in linears if not any(part in n for part in config.skip)]
+    for name in chosen:
+        weight = weight_matrix(linears[name])
         if not bool(torch.isfinite(weight).all()):
             raise CompressionError(f"The weights of {name} are not finite.")
         check_width(pattern, weight.shape[1], name)
+    last = list(linears)[-1]
+    if config.permute and last in chosen:
+        modules = list(linears.values())
+        saliency = SALIENCIES[config.saliency](
+            weight_matrix(modules[-1]).float(), statistics[last]
+        )
+        order = permute.best_order(saliency, pattern)
+        permute.reorder_(modules[-1 - len(where.ffn_in) : -1], modules[-1], order)
+        statistics = {**statistics, last: statistics[last].reordered(order)}
+        held_out = {**held_out, last: held_out[last].reordered(order)}
+    reports = []
+    for name in chosen:
+        module = linears[name]
+        matrix = weight_matrix(module)
         bias = getattr(module, "bias", None)
         shifts = bias is not None and config.repair != "none"
-        layer = Layer(weight, shifts, statistics[name], held_out[name])
+        layer = Layer(matrix.float(), shifts, statistics[name], held_out[name])
         new, report = sparsify_layer(layer, pattern, config, name)
         shift = layer.shift(new)
         matrix.copy_(new)

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgelm.export.exporter import make_manifest
 from edgelm.export.modules import OUTPUTS, interface, wrap
-from edgelm.models import load_model
+from edgelm.models import LoadedModel, load_model
 from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
 from edgelm.runtimes import wrap as wrap_engine
 from edgelm.runtimes.engine import Engine
@@ -57,8 +57,12 @@ def open_reference(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_model(reference, task)
+    return from_loaded(load_model(reference, task))
+
+
+def from_loaded(loaded: LoadedModel) -> Embedder | EntityRecognizer | Scorer:
+    """A loaded model behind the faces of a bundle."""
     session = TorchSession(wrap(loaded), OUTPUTS[loaded.task])
     manifest = make_manifest(loaded, interface(loaded))
     tokenizer = Tokenizer.from_str(loaded.tokenizer.backend_tokenizer.to_str())
-    return wrap_engine(Engine(reference, manifest, tokenizer, session))
+    return wrap_engine(Engine(loaded.name, manifest, tokenizer, session))

@@ -1,0 +1,138 @@
+"""What sparsification costs in quality: methods x patterns, on test splits.
+
+    python benchmarks/sparsify_quality.py --data stsb/test.jsonl -o sparsity.json
+    python benchmarks/sparsify_quality.py --model minilm-ner --data wikigold-test.jsonl -o ner.json
+
+Calibration is edgelm's built-in sample unless --calibration names a file; it is never the data that
+is measured on. A data set is a file or folder that `edgelm eval` takes. Every row runs in this process,
+in PyTorch and float32, on a fresh copy of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from edgelm.calibration import Calibration, load_texts, make_batches, split
+from edgelm.compress import Blocks, Sparsify, compress
+from edgelm.evaluate.accuracy import Dataset, evaluate, load_dataset
+from edgelm.evaluate.reference import from_loaded
+from edgelm.models import LoadedModel, load_model
+
+# Name of a row -> settings of Sparsify beside the pattern. DSnoT as its authors publish it, faithful and
+# without a bias, has rows of its own.
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude": {"saliency": "magnitude", "refine": "none", "repair": "none"},
+    "wanda": {"saliency": "wanda", "refine": "none", "repair": "none"},
+    "ria": {"saliency": "ria", "refine": "none", "repair": "none"},
+    "wanda, dsnot faithful": {
+        "refine": "dsnot",
+        "repair": "none",
+        "dsnot": {"mode": "faithful"},
+    },
+    "wanda, dsnot": {"refine": "dsnot", "repair": "none"},
+    "wanda, bias": {"refine": "none", "repair": "bias"},
+    "wanda, dsnot, bias": {"refine": "dsnot", "repair": "bias"},
+    "wanda, swaps, bias": {"refine": "swaps", "repair": "bias"},
+    "sparsegpt": {"saliency": "sparsegpt", "refine": "none", "repair": "sparsegpt"},
+    "wanda, admm": {"refine": "none", "repair": "admm"},
+    "wanda, dsnot, admm": {"refine": "dsnot", "repair": "admm"},
+    "wanda, swaps, admm": {"refine": "swaps", "repair": "admm"},
+    "auto (the default)": {},
+    "auto, owl": {"allocation": "owl"},
+    "auto, progressive": {"allocation": "progressive"},
+    "auto, permuted": {"permute": True},
+}
+
+
+def step(pattern: str, settings: dict[str, Any]) -> Sparsify:
+    """The config of a row."""
+    from edgelm.errors import ConfigError
+    from edgelm.schema import build
+
+    amount = pattern if ":" in pattern else float(pattern)
+    return build(Sparsify, {"sparsity": amount, **settings}, "benchmark", ConfigError)
+
+
+def measure(loaded: LoadedModel, datasets: dict[str, Dataset]) -> dict[str, float]:
+    """The measure that counts of each data set, in percent."""
+    model = from_loaded(loaded)
+    return {
+        name: next(iter(evaluate(model, d).values())) for name, d in datasets.items()
+    }
+
+
+@click.command()
+@click.option("--model", default="minilm", show_default=True)
+@click.option(
+    "--data", multiple=True, required=True, help="NAME=PATH or PATH; repeatable."
+)
+@click.option("--patterns", default="0.5,0.6,0.7,2:4,4:8", show_default=True)
+@click.option("--methods", help="Rows to run, by ; (default: all).")
+@click.option("--calibration", default="built-in", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def main(
+    model: str,
+    data: tuple[str, ...],
+    patterns: str,
+    methods: str | None,
+    calibration: str,
+    output: Path,
+) -> None:
+    """Measure; print a table, write JSON. Rows that OUTPUT has already are not run again."""
+    named = [d.partition("=")[::2] if "=" in d else (Path(d).stem, d) for d in data]
+    datasets = {name: load_dataset(Path(path)) for name, path in named}
+    found = json.loads(output.read_text()) if output.exists() else {"rows": {}}
+    found["about"] = {
+        "model": model,
+        "data": dict(named),
+        "calibration": calibration,
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+    }
+    rows = found["rows"]
+
+    def record(key: str, loaded: LoadedModel, seconds: float) -> None:
+        scores = measure(loaded, datasets)
+        rows[key] = {**rows.get(key, {}), **scores, "seconds": round(seconds, 1)}
+        output.write_text(json.dumps(found, indent=1) + "\n")
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        click.echo(f"{key:32} {shown}  {seconds:.0f} s")
+
+    def due(key: str) -> bool:
+        return not set(datasets) <= set(rows.get(key, {}))
+
+    if due("dense"):
+        record("dense", load_model(model), 0.0)
+    texts = load_texts(Calibration(texts=calibration))
+    chosen = methods.split(";") if methods else list(METHODS)
+    for pattern in patterns.split(","):
+        for name in chosen:
+            key = f"{pattern}  {name}"
+            settings = METHODS[name]
+            fits = ("permute" in settings) == (
+                ":" in pattern
+            ) or not settings.keys() & {
+                "permute",
+                "allocation",
+            }
+            if not fits or not due(key):
+                continue
+            began = time.monotonic()
+            loaded = load_model(model)
+            parts = [
+                make_batches(part, loaded.tokenizer, min(128, loaded.max_length))
+                for part in split(texts)
+            ]
+            compress(Blocks(loaded.model), [step(pattern, settings)], *parts)
+            record(key, loaded, time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    main()
