@@ -1,4 +1,4 @@
-"""Checkpoint: a folder that transformers loads, and edgelm.json beside the weights."""
+"""Checkpoint: a folder that transformers loads, and beside the weights what was done to them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import edgelm
 from edgelm.atomic import new_folder
 from edgelm.models import SENTENCE_FILES, LoadedModel
+from edgelm.reports.compression import compression_page
 
 if TYPE_CHECKING:
     import torch
 
 REPORT = "edgelm.json"
+PAGE = "report.html"
 FORMAT_VERSION = 1
 # Most bytes of weights in one file of a streamed checkpoint, so in memory at once.
 SHARD_BYTES = 512 << 20
@@ -30,6 +32,7 @@ def save_checkpoint(
     recipe: Mapping[str, Any],
     calibration_digest: str,
     report: Sequence[Mapping[str, Any]],
+    cost: Mapping[str, float],
     weights: Tensors | None = None,
     force: bool = False,
 ) -> None:
@@ -41,6 +44,7 @@ def save_checkpoint(
         recipe: What was done, as `recipe.to_plain` gives it.
         calibration_digest: SHA-256 (hex) of the calibration texts.
         report: What happened to each layer.
+        cost: ``texts`` and ``tokens`` calibrated on, ``seconds``, ``peak_mib``.
         weights: The weights one by one, where the model does not hold them itself.
         force: Replace a checkpoint that is there already.
 
@@ -56,6 +60,7 @@ def save_checkpoint(
         "steps": [*loaded.steps, *recipe["steps"]],
         "recipe": recipe,
         "calibration_digest": calibration_digest,
+        "cost": cost,
         "report": report,
     }
     with new_folder(path, marker=REPORT, force=force) as folder:
@@ -71,6 +76,7 @@ def save_checkpoint(
                 shutil.copyfile(loaded.folder / name, folder / name)
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
+        (folder / PAGE).write_text(compression_page(about), encoding="utf-8")
 
 
 def _write_shards(folder: Path, weights: Tensors) -> None:

@@ -70,7 +70,7 @@ def run(folder: Path, say: Say) -> list[Row]:
         report = compress_model(name, RECIPE, checkpoint)
         worst = max(report.layers, key=lambda row: float(row["error"]))
         say(
-            f"  {len(report.layers)} layers in {report.seconds:.0f} s; the largest output error is "
+            f"  {len(report.layers)} layers in {report.cost['seconds']:.0f} s; the largest output error is "
             f"{100 * worst['error']:.1f} %, in {worst['layer']}"
         )
         say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,15 +27,12 @@ class CompressionReport:
 
     Attributes:
         layers: A row for each layer of each step.
-        texts: Calibration texts used.
-        tokens: Tokens of them used.
-        seconds: Wall-clock time, loading and saving included.
+        cost: ``texts`` and ``tokens`` calibrated on; ``seconds`` of wall-clock time, loading
+            included; ``peak_mib``, the process's largest resident size.
     """
 
     layers: list[dict[str, Any]]
-    texts: int
-    tokens: int
-    seconds: float
+    cost: dict[str, float]
 
 
 def compress_model(
@@ -98,6 +96,12 @@ def compress_model(
             loaded.model, source=loaded.weights, journal=journal, device=device
         )
         layers = compress(blocks, recipe.steps, batches, held_out, progress)
+        cost = {
+            "texts": len(texts),
+            "tokens": sum(int(b.attention_mask.sum()) for b in (*batches, *held_out)),
+            "seconds": round(time.monotonic() - began, 1),
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
         last = len(recipe.steps) - 1
         save_checkpoint(
             loaded,
@@ -105,8 +109,8 @@ def compress_model(
             recipe=plain,
             calibration_digest=digest,
             report=layers,
+            cost=cost,
             weights=blocks.stored(last) if loaded.weights is not None else None,
             force=force,
         )
-    tokens = sum(int(b.attention_mask.sum()) for b in (*batches, *held_out))
-    return CompressionReport(layers, len(texts), tokens, time.monotonic() - began)
+    return CompressionReport(layers, cost)

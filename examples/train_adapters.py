@@ -419,7 +419,7 @@ def train_ner(data: Path, work: Path, seed: int) -> tuple[Any, dict[str, Any]]:
     click.echo(f"{len(gold)} labelled sentences, {len(silver)} of WikiText-2")
     student = adapted(AutoModelForTokenClassification, **head)
     student = stage(
-        work / "ner-student.safetensors", student, run(student, gold + silver, 5)
+        work / "ner-student.safetensors", student, run(student, gold + silver, 4)
     )
     return student, {
         "task": "ner",

@@ -126,7 +126,9 @@ def compress(
     edgelm compress minilm -o small --sparsity 2:4 --refine dsnot
     """
     from edgelm import recipe as recipes
+    from edgelm.checkpoint import PAGE
     from edgelm.pipeline import compress_model
+    from edgelm.reports.compression import COLUMNS, layer_rows, size_sentence
 
     if recipe_file is not None and sparsity is not None:
         raise click.UsageError("Give --recipe or --sparsity, not both.")
@@ -180,23 +182,16 @@ def compress(
         for row in report.layers:
             emit(row)
     else:
-        rows = [
-            (
-                r["layer"],
-                "x".join(map(str, r["shape"])),
-                f"{r['sparsity']:.3f}",
-                f"{r['error_initial']:.4f}",
-                f"{r['error_mask']:.4f}",
-                f"{r['error']:.4f}",
-                f"{r['refine']}+{r['repair']}",
-            )
-            for r in report.layers
-        ]
-        columns = ("layer", "shape", "sparsity", "first mask", "refined", "final", "by")
-        show_table("Relative output error by layer, on held-out text", columns, rows)
+        show_table(
+            "Relative output error by layer, on held-out text",
+            COLUMNS,
+            layer_rows(report.layers),
+        )
+    cost = report.cost
     say(
-        f"{output}: {model} in {report.seconds:.0f} s, calibrated on {report.texts} texts ({report.tokens} tokens)"
+        f"{output}: {model} in {cost['seconds']:.0f} s, calibrated on {cost['texts']} texts ({cost['tokens']} tokens)"
     )
+    say(f"{size_sentence(report.layers)} All of it: {output / PAGE}")
 
 
 @click.command()

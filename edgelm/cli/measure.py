@@ -74,7 +74,7 @@ def bench(
     from edgelm.calibration import read_texts
     from edgelm.errors import GateError
     from edgelm.evaluate.latency import Workload, benchmark
-    from edgelm.evaluate.report import COLUMNS, contender_rows, latency_page, verdicts
+    from edgelm.reports.latency import COLUMNS, contender_rows, latency_page, verdicts
 
     stem = report or Path(f"edgelm-bench-{datetime.now():%Y%m%d-%H%M%S}")
     stem = stem.with_suffix("") if stem.suffix in (".html", ".json") else stem

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm import schema
 from edgelm.compress import allocation
 from edgelm.compress.blocks import Blocks
+from edgelm.compress.sizes import sizes
 from edgelm.compress.sparsify import LayerReport, Sparsify, sparsify_block
 from edgelm.errors import CompressionError
 
@@ -61,7 +62,8 @@ def compress(
         progress: Called after each block with the step's name, blocks done and blocks in all.
 
     Returns:
-        A row for each layer of each step: its report, the step's number, seconds.
+        A row for each layer of each step: its report, the step's number, its share of the
+        block's seconds, and its bytes (`edgelm.compress.sizes`).
 
     Raises:
         CompressionError: A step cannot give a correct result, or changed nothing.
@@ -136,7 +138,12 @@ def _run_block(
     reports = method.block(linears, step, fit, judge, where)
     seconds = (time.monotonic() - began) / max(len(reports), 1)
     return [
-        {**schema.plain(r), "step": number, "seconds": round(seconds, 3)}
+        {
+            **schema.plain(r),
+            "step": number,
+            "seconds": round(seconds, 3),
+            "bytes": sizes(blocks.stored_weight(index, linears[r.layer])),
+        }
         for r in reports
     ]
 

@@ -124,6 +124,12 @@ class Blocks:
         # The report last: where it is, the weights are whole.
         _write(path.with_suffix(".json"), lambda work: work.write_text(text, "utf-8"))
 
+    def stored_weight(self, index: int, layer: nn.Module) -> torch.Tensor:
+        """The weight of a layer of an open block as it will be stored: its dtype, on the CPU."""
+        names = {id(p): name for name, p in self._modules[index].named_parameters()}
+        weight = layer.get_parameter("weight")
+        return weight.detach().to("cpu", self._dtypes[index][names[id(weight)]])
+
     def tensors(self, step: int, index: int) -> dict[str, torch.Tensor]:
         """Finished weights of a block from the journal, by name in the block."""
         assert self._journal is not None

@@ -50,8 +50,8 @@ def admm(
 ) -> torch.Tensor:
     """Least squares on the support by ADMM (Boza 2024, arXiv 2401.02938).
 
-    The Gram matrix is normalised by its diagonal, as there; one factorisation serves all
-    rows and iterations. Deviation: the mask is fixed from the start.
+    The Gram matrix is normalised by its diagonal, as there; one factorisation, in double
+    precision, serves all rows and iterations. Deviation: the mask is fixed from the start.
 
     Args:
         weight: Dense, ``[out, in]``.
@@ -69,9 +69,10 @@ def admm(
     eye = torch.eye(len(g), dtype=g.dtype, device=g.device)
     g = g + config.damping * g.diagonal().mean() * eye
     dense = weight.double() * scale
-    target = dense @ g
+    target = (dense @ g).float()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(g + config.rho * eye))
-    z = dense.masked_fill(~keep, 0.0)
+    inverse = inverse.float()  # its condition is at most width / rho
+    z = dense.float().masked_fill(~keep, 0.0)
     u = torch.zeros_like(z)
     for _ in range(config.iterations):
         x = (target + config.rho * (z - u)) @ inverse

@@ -18,11 +18,11 @@ import edgelm
 from edgelm.cli import cli
 from edgelm.errors import EdgelmError, GateError, InputError
 from edgelm.evaluate import accuracy
-from edgelm.evaluate.charts import bars, number, shorten
 from edgelm.evaluate.latency import Workload, benchmark
 from edgelm.evaluate.reference import open_reference
-from edgelm.evaluate.report import latency_page, verdicts
 from edgelm.metrics import cosine, entity_f1, snr_db
+from edgelm.reports.charts import bars, number, shorten
+from edgelm.reports.latency import latency_page, verdicts
 
 Bundles = Callable[..., Path]
 

@@ -1,0 +1,134 @@
+"""The page of a compression: what each layer lost, by what it was mended, what it weighs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from edgelm.reports.charts import lines
+from edgelm.reports.html import fact_list, page, table
+
+COLUMNS = (
+    "layer",
+    "shape",
+    "zeros %",
+    "first mask %",
+    "refined %",
+    "final %",
+    "by",
+    "seconds",
+)
+
+
+def compression_page(about: Mapping[str, Any]) -> str:
+    """The page of one compression.
+
+    Args:
+        about: What a checkpoint's `edgelm.json` holds.
+
+    Returns:
+        HTML without any reference to a network.
+    """
+    rows, model = about["report"], about["model"]
+    cost = about["cost"]
+    facts = [
+        (
+            "Model",
+            f"{model['name']}, SHA-256 of its weights {model['source_digest'][:16]}…",
+        ),
+        ("Calibrated on", f"{cost['texts']} texts, {cost['tokens']} tokens"),
+        ("Time", f"{cost['seconds']:.0f} s, {cost['peak_mib']:.0f} MiB at most"),
+        ("Made by", about["created_by"]),
+    ]
+    return page(
+        f"{model['name']}: compression",
+        f'<p class="verdict">{escape(size_sentence(rows))}</p>'
+        '<p class="note">Errors are of each layer\'s output on calibration text that was held out: the mean '
+        "square of the error over that of the output, in percent. They are not the model's quality: "
+        "measure that with <code>edgelm eval</code> on data of its task.</p>"
+        f"{_steps(rows)}"
+        "<h2>Recipe</h2>"
+        f'<pre class="scroll">{escape(json.dumps(about["recipe"], indent=1))}</pre>'
+        f"<h2>Where from</h2>{fact_list(facts)}",
+    )
+
+
+def sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Bytes of the layers after the last step, stored in three ways."""
+    last = max(row["step"] for row in rows)
+    ways = rows[0]["bytes"]
+    return {
+        way: sum(r["bytes"][way] for r in rows if r["step"] == last) for way in ways
+    }
+
+
+def size_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the layers weigh; zeros alone make no file smaller."""
+    total = sizes(rows)
+    dense, mask, packed = (total[way] / 1e6 for way in ("dense", "bitmask", "zstd"))
+    return (
+        f"The compressed layers take {dense:.1f} MB as they lie in the checkpoint, {mask:.1f} MB as a bit mask "
+        f"and the weights that are left, {packed:.1f} MB under zstd."
+    )
+
+
+def layer_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of the table of layers."""
+    return [
+        [
+            row["layer"],
+            "x".join(map(str, row["shape"])),
+            f"{100 * row['sparsity']:.1f}",
+            *(
+                f"{100 * row[key]:.2f}"
+                for key in ("error_initial", "error_mask", "error")
+            ),
+            f"{row['refine']}, {row['repair']}",
+            f"{row['seconds']:.1f}",
+        ]
+        for row in rows
+    ]
+
+
+def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
+    numbers = sorted({row["step"] for row in rows})
+    parts = []
+    for step in numbers:
+        of_step = [row for row in rows if row["step"] == step]
+        title = (
+            "Error by layer"
+            if len(numbers) == 1
+            else f"Step {step + 1}: error by layer"
+        )
+        panels = "".join(
+            lines(
+                f"{name}, %",
+                [
+                    (label, [100 * row[key] for row in kind])
+                    for label, key in (
+                        ("final", "error"),
+                        ("first mask", "error_initial"),
+                    )
+                ],
+            )
+            for name, kind in _by_kind(of_step).items()
+        )
+        parts.append(
+            f'<h2>{title}</h2><p class="note">Green: final. Grey: with the first mask.</p>'
+            f'<div class="panels">{panels}</div>{table(COLUMNS, layer_rows(of_step))}'
+        )
+    return "".join(parts)
+
+
+def _by_kind(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by the layer's name within its block."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        parts = row["layer"].split(".")
+        behind = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
+        kinds.setdefault(".".join(parts[behind + 1 :]), []).append(row)
+    return kinds
