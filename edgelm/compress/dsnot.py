@@ -29,10 +29,13 @@ from typing import Literal
 
 import torch
 
-from edgelm.compress.patterns import Pattern
+from edgelm.compress.patterns import Pattern, row_chunks
 from edgelm.compress.saliency import wanda
 from edgelm.errors import ConfigError
 from edgelm.statistics import ActivationStatistics
+
+# Stands for infinity, but times zero is zero.
+_LARGE = 1e30
 
 
 @dataclass(frozen=True)
@@ -116,22 +119,39 @@ def refine_fast(
     config: Dsnot,
 ) -> torch.Tensor:
     """All cycles at once. Arguments and result are those of `refine`."""
+    new = torch.empty_like(keep)
+    for rows in row_chunks(weight):
+        new[rows] = _refine_rows(
+            weight[rows], keep[rows], saliency[rows], statistics, pattern, config
+        )
+    return new
+
+
+def _refine_rows(
+    weight: torch.Tensor,
+    keep: torch.Tensor,
+    saliency: torch.Tensor,
+    statistics: ActivationStatistics,
+    pattern: Pattern,
+    config: Dsnot,
+) -> torch.Tensor:
+    # Products with a mask of floats: several times faster on a CPU than masked_fill.
+    kept = keep.to(weight.dtype)
     contribution = weight * statistics.mean
-    error = contribution.masked_fill(keep, 0.0).sum(dim=1)
+    error = (contribution * (1 - kept)).sum(dim=1)
     sign = error.sign().unsqueeze(1)
     cycles = min(config.max_cycles, keep.shape[1])
-    growth = _growth(contribution, statistics, config)
 
-    candidates = torch.where(~keep & (growth * sign > 0), growth.abs(), -torch.inf)
-    value, grow = candidates.topk(cycles, dim=1)
-    valid = value > -torch.inf
+    growth = weight * _growth_scale(statistics, config) * sign * (1 - kept)
+    value, grow = growth.topk(cycles, dim=1)
+    valid = value > 0
     if pattern.group:
         prune, paired = _prune_in_group(grow, valid, keep, saliency, pattern)
     else:
-        harmless = keep & (contribution * sign < 0)
-        cost = torch.where(harmless, wanda(weight, statistics), torch.inf)
+        harmless = kept * (contribution * sign < 0).to(weight.dtype)
+        cost = wanda(weight, statistics) + _LARGE * (1 - harmless)
         value, prune = cost.topk(cycles, dim=1, largest=False)
-        paired = value < torch.inf
+        paired = value < _LARGE
     step = contribution.gather(1, prune) - contribution.gather(1, grow)
     # A pair of N:M may point the wrong way; it is passed over. For the rest, both
     # lists end where the valid entries do, so valid pairs come first.
@@ -217,6 +237,16 @@ def _growth(
     return torch.where(contribution == 0, 0.0, contribution / scale)
 
 
+def _growth_scale(statistics: ActivationStatistics, config: Dsnot) -> torch.Tensor:
+    """``E[x] / Var(x)^a`` of each feature, finite; 0 for one that is always zero."""
+    mean = statistics.mean
+    if config.variance_power == 0:
+        return mean
+    scale = mean / statistics.within_variance.pow(config.variance_power)
+    # A constant feature is the best to grow, in the order of its contributions.
+    return torch.where(mean == 0, 0.0, scale.clamp(-_LARGE, _LARGE))
+
+
 def _prune_in_group(
     grow: torch.Tensor,
     valid: torch.Tensor,
@@ -229,17 +259,16 @@ def _prune_in_group(
     The k-th grown of a group takes its k-th least salient. Returns indices, and where
     there is one.
     """
-    rows, width = keep.shape
-    group = grow // pattern.group
+    rows, m = len(keep), pattern.group
+    group = (grow // m).masked_fill(~valid, -1)
     same = group.unsqueeze(2) == group.unsqueeze(1)
-    earlier = torch.ones(same.shape[1:], dtype=torch.bool, device=keep.device).tril(-1)
-    nth = (same & earlier & valid.unsqueeze(1)).sum(dim=2)
-    cost = saliency.masked_fill(~keep, torch.inf).reshape(rows, -1, pattern.group)
-    order = cost.argsort(dim=-1, stable=True).reshape(rows, width)
-    slot = (group * pattern.group + nth.clamp(max=pattern.group - 1)).clamp(
-        max=width - 1
-    )
-    return group * pattern.group + order.gather(1, slot), nth < pattern.n_keep
+    nth = same.tril_(-1).sum(dim=2)
+    start = group.clamp(min=0).unsqueeze(2)
+    at = start.expand(-1, -1, m)
+    cost = saliency.masked_fill(~keep, torch.inf).reshape(rows, -1, m).gather(1, at)
+    order = cost.argsort(dim=-1, stable=True)
+    slot = order.gather(2, nth.clamp(max=m - 1).unsqueeze(2)).squeeze(2)
+    return group.clamp(min=0) * m + slot, valid & (nth < pattern.n_keep)
 
 
 def _swap(

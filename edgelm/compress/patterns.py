@@ -13,6 +13,11 @@ import torch
 
 from edgelm.errors import CompressionError, ConfigError
 
+# Values of a matrix that are worked on at a time: 1 MiB of float32.
+_CHUNK = 1 << 18
+# Up to so many values, comparing all pairs is faster than sorting.
+_COMPARE = 8
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -86,17 +91,67 @@ def make_mask(saliency: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     Returns:
         bool ``[out, in]``; exactly `pruned_per_row` False in each row.
     """
-    rows, width = saliency.shape
-    if pattern.group:
-        groups = saliency.reshape(rows, width // pattern.group, pattern.group)
-        keep = torch.ones_like(groups, dtype=torch.bool)
-        order = groups.argsort(dim=-1, stable=True)
-        keep.scatter_(-1, order[..., : pattern.group - pattern.n_keep], False)
-        return keep.reshape(rows, width)
-    count = pruned_per_row(pattern, width)
-    keep = torch.ones_like(saliency, dtype=torch.bool)
-    order = saliency.argsort(dim=-1, stable=True)
-    return keep.scatter_(-1, order[:, :count], False)
+    keep = torch.empty_like(saliency, dtype=torch.bool)
+    for rows in row_chunks(saliency):
+        part = saliency[rows]
+        if pattern.group:
+            groups = part.reshape(len(part), -1, pattern.group)
+            kept = ranks(groups) >= pattern.group - pattern.n_keep
+            keep[rows] = kept.reshape(part.shape)
+        else:
+            keep[rows] = _above(part, pruned_per_row(pattern, part.shape[1]))
+    return keep
+
+
+def row_chunks(matrix: torch.Tensor) -> list[slice]:
+    """Runs of rows, each small enough to stay in a core's cache through many operations."""
+    size = (
+        max(1, _CHUNK // max(matrix.shape[1], 1))
+        if matrix.device.type == "cpu"
+        else len(matrix)
+    )
+    return [slice(i, i + size) for i in range(0, len(matrix), max(size, 1))]
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """Place of each value in the ascending order of its last axis; ties by index.
+
+    Args:
+        values: ``[..., n]``; n is small.
+
+    Returns:
+        An integer tensor of the same shape.
+    """
+    n = values.shape[-1]
+    if n > _COMPARE:
+        order = values.argsort(dim=-1, stable=True)
+        numbers = torch.arange(n, device=values.device).expand_as(order)
+        return torch.empty_like(order).scatter_(-1, order, numbers)
+    columns = [values[..., i].contiguous() for i in range(n)]
+    # Of a pair the later is ranked higher, unless it is smaller.
+    places = [
+        torch.full_like(c, n - 1 - i, dtype=torch.uint8) for i, c in enumerate(columns)
+    ]
+    for i in range(n):
+        for j in range(i):
+            after = (columns[j] <= columns[i]).view(torch.uint8)
+            places[i] += after
+            places[j] -= after
+    return torch.stack(places, dim=-1)
+
+
+def _above(saliency: torch.Tensor, count: int) -> torch.Tensor:
+    """All but the ``count`` smallest of each row; ties prune the lower index."""
+    if count == 0:
+        return torch.ones_like(saliency, dtype=torch.bool)
+    limit = saliency.kthvalue(count, dim=1, keepdim=True).values
+    keep = saliency > limit
+    excess = keep.sum(dim=1, keepdim=True) < saliency.shape[1] - count
+    if bool(excess.any()):  # some of those at the limit stay
+        at = saliency == limit
+        fewer = (saliency < limit).sum(dim=1, keepdim=True)
+        keep |= at & (at.cumsum(dim=1) > count - fewer)
+    return keep
 
 
 def check_mask(keep: torch.Tensor, pattern: Pattern) -> None:

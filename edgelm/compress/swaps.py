@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 import torch
 
-from edgelm.compress.patterns import Pattern
+from edgelm.compress.patterns import Pattern, row_chunks
 from edgelm.errors import ConfigError
 
 SHORTLIST = 16
-# Rows at a time: bounds the memory of what is gathered per row.
-_ROWS = 512
+# Stands for infinity, but times zero is zero.
+_LARGE = 1e30
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,14 @@ def refine(
     Returns:
         bool ``[out, in]``. No row's error is larger than before.
     """
-    parts = [
-        _refine_rows(
-            weight[i : i + _ROWS], keep[i : i + _ROWS].clone(), gram, pattern, config
+    new = keep.clone()
+    if bool(keep.all()):
+        return new
+    for rows in row_chunks(weight):
+        new[rows] = _refine_rows(
+            weight[rows], keep[rows].clone(), gram, pattern, config
         )
-        for i in range(0, len(weight), _ROWS)
-    ]
-    return torch.cat(parts) if parts else keep
+    return new
 
 
 def _refine_rows(
@@ -89,27 +90,29 @@ def _refine_rows(
     pattern: Pattern,
     config: Swaps,
 ) -> torch.Tensor:
-    diagonal = gram.diagonal()
-    pruned = w.masked_fill(keep, 0.0)
+    choose = _best_in_groups if pattern.group else _best_of_shortlist
+    kept = keep.to(w.dtype)
+    pruned = w * (1 - kept)
     c = pruned @ gram
     error = (pruned * c).sum(dim=1)
-    active = torch.arange(len(w), device=w.device)
+    own = w.square() * gram.diagonal()
+    rows = torch.arange(len(w), device=w.device)  # those still being worked on
     for _ in range(config.max_swaps):
-        ws, cs, ks = w[active], c[active], keep[active]
-        own = ws.square() * diagonal
-        prune_cost = (own + 2 * ws * cs).masked_fill(~ks, torch.inf)
-        grow_cost = (own - 2 * ws * cs).masked_fill(ks, torch.inf)
-        choose = _best_in_groups if pattern.group else _best_of_shortlist
-        p, g, change = choose(ws, prune_cost, grow_cost, gram, pattern)
-        better = change < -config.min_gain * error[active]
-        if not bool(better.any()):
+        slope = 2 * w * c
+        prune_cost = own + slope + _LARGE * (1 - kept)
+        grow_cost = own - slope + _LARGE * kept
+        p, g, change = choose(w, prune_cost, grow_cost, gram, pattern)
+        better = change < -config.min_gain * error
+        if not bool(better.all()):
+            rows, p, g, change = rows[better], p[better], g[better], change[better]
+            w, c, own, kept, error = (t[better] for t in (w, c, own, kept, error))
+        if not len(rows):
             break
-        rows, p, g = active[better], p[better], g[better]
         keep[rows, p], keep[rows, g] = False, True
-        wp, wg = w[rows, p].unsqueeze(1), w[rows, g].unsqueeze(1)
-        c[rows] += wp * gram[p] - wg * gram[g]
-        error[rows] += change[better]
-        active = rows
+        p, g = p.unsqueeze(1), g.unsqueeze(1)
+        kept.scatter_(1, p, 0.0).scatter_(1, g, 1.0)
+        c = c + w.gather(1, p) * gram[p[:, 0]] - w.gather(1, g) * gram[g[:, 0]]
+        error = error + change
     return keep
 
 
@@ -146,17 +149,16 @@ def _best_in_groups(
     """For each row the best pair within any group."""
     rows, width = w.shape
     m = pattern.group
-    groups = width // m
-    blocks = (
-        gram.reshape(groups, m, groups, m).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    )
-    wg = w.reshape(rows, groups, m)
-    cross = blocks * wg.unsqueeze(3) * wg.unsqueeze(2)
-    change = (
-        prune_cost.reshape(rows, groups, m, 1)
-        + grow_cost.reshape(rows, groups, 1, m)
-        - 2 * cross
-    )
-    best, where = change.flatten(1).min(dim=1)
-    group, pair = where // (m * m), where % (m * m)
-    return group * m + pair // m, group * m + pair % m, best
+    shape = (rows, width // m, m)
+    wg, a, b = (t.reshape(shape) for t in (w, prune_cost, grow_cost))
+    blocks = gram.reshape(width // m, m, width // m, m).diagonal(dim1=0, dim2=2)
+    pairs = [(i, j) for i in range(m) for j in range(m) if i != j]
+    changes = [
+        a[..., i] + b[..., j] - 2 * blocks[i, j] * wg[..., i] * wg[..., j]
+        for i, j in pairs
+    ]
+    best, which = torch.stack(changes).min(dim=0)
+    value, group = best.min(dim=1)
+    pair = which.gather(1, group.unsqueeze(1)).squeeze(1)
+    first, second = torch.tensor(pairs, device=w.device).T
+    return group * m + first[pair], group * m + second[pair], value
