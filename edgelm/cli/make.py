@@ -45,6 +45,18 @@ OUTPUT = click.Path(path_type=Path)
     help="What makes up for the zeros: the bias, or new values for the weights left.",
 )
 @click.option(
+    "--allocation",
+    type=click.Choice(["uniform", "owl", "progressive"]),
+    default="uniform",
+    show_default=True,
+    help="How a fraction of zeros is shared out among the blocks.",
+)
+@click.option(
+    "--permute",
+    is_flag=True,
+    help="Reorder the inner channels of feed-forward networks first, for N:M.",
+)
+@click.option(
     "--skip",
     multiple=True,
     metavar="PART",
@@ -106,6 +118,8 @@ def compress(
     saliency: str,
     refine: str,
     repair: str,
+    allocation: str,
+    permute: bool,
     skip: tuple[str, ...],
     texts: str,
     max_texts: int,
@@ -144,6 +158,8 @@ def compress(
             "saliency": saliency,
             "refine": refine,
             "repair": repair,
+            "allocation": allocation,
+            "permute": permute,
             "skip": skip,
         }
         calibration = {

@@ -1,0 +1,119 @@
+"""What the documents say is so: commands parse and run as printed, the tree is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from edgelm.cli import COMMANDS, cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Arguments of every `edgelm ...` that stands as code, in order."""
+    found = re.findall(r"(?:^|`)edgelm ([a-z][^`\n#]*)", text, re.MULTILINE)
+    return [shlex.split(line.replace("\\|", "|")) for line in found]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_in_a_document_parses(path: Path) -> None:
+    for args in commands(path.read_text(encoding="utf-8")):
+        command = cli.get_command(click.Context(cli), args[0])
+        assert command is not None, args
+        if len(args) > 1:  # else it is only named
+            # Parses flags and choices and runs nothing.
+            command.make_context(args[0], args[1:])
+
+
+def test_every_command_has_an_example_in_the_readme() -> None:
+    assert {args[0] for args in commands(README)} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    tree = README.split("## The tree")[1].split("```")[1]
+    words = set(re.findall(r"[\w.-]+/?", tree))
+    there = {
+        p.name + "/"
+        for p in (ROOT / "edgelm").iterdir()
+        if p.is_dir() and not p.is_symlink()
+    }
+    there |= {p.name for p in (ROOT / "edgelm").glob("*.py")}
+    missing = {n for n in there if not n.startswith("__") and n not in words}
+    assert not missing - {"__pycache__/"}
+    for line in tree.strip().split("\n"):
+        name, *more = line.split()
+        if line.startswith("  "):
+            paths = [n for n in (name, *more) if n.endswith((".py", "/"))]
+            assert all((ROOT / "edgelm" / n).exists() for n in paths), line
+        else:
+            assert (ROOT / name).exists(), line
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_code_of_the_readme_run_as_printed(tmp_path: Path) -> None:
+    """In order, in an empty folder, as a user would; minutes."""
+
+    def edgelm(*args: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgelm", *args],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, (args, done.stderr)
+        return done.stdout
+
+    (tmp_path / "texts.txt").write_text(
+        "A man is playing a flute.\nOne more.\n", encoding="utf-8"
+    )
+    recipe = edgelm(
+        "compress", "minilm", "--sparsity", "0.5", "--refine", "dsnot", "--dry-run"
+    )
+    (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
+    edgelm("export", "minilm-ner", "--target", "cpu", "-o", "ner-bundle")
+    edgelm("export", "minilm-similarity", "--target", "cpu", "-o", "pair-bundle")
+    seen: set[str] = set()
+    for args in commands(README):
+        if args in (["verify"], ["run"]) or args[0] == "demo":
+            continue  # only named; has a test of its own
+        if args[0] in ("compress", "export") and "-o" in args:
+            again = args[args.index("-o") + 1] in seen
+            seen.add(args[args.index("-o") + 1])
+            args = [*args, "--force"] if again else args
+        edgelm(*args)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    assert "edgelm.load" in code
+    checks = (
+        "\nassert vectors.shape == (1, 384)"
+        "\nassert recognizer.extract(['Ada Lovelace wrote in London.'])[0][0].label == 'PER'"
+    )
+    subprocess.run([sys.executable, "-c", code + checks], cwd=tmp_path, check=True)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_its_table(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgelm", "demo", "-o", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("minilm", "minilm-ner", "minilm-similarity"):
+        assert f"{name} bundle" in done.stderr
+        assert (tmp_path / "demo" / f"{name}-bundle" / "model.onnx").is_file()
