@@ -14,7 +14,7 @@ from edgelm import recipe as recipes
 from edgelm.atomic import check_free
 from edgelm.calibration import load_texts, make_batches, split, text_digest
 from edgelm.checkpoint import REPORT, save_checkpoint
-from edgelm.compress import Blocks, compress
+from edgelm.compress import Blocks, compress, distributed
 from edgelm.compress.blocks import journal_folder, kept_if_of_use
 from edgelm.errors import CompressionError
 from edgelm.models import load_model
@@ -85,12 +85,14 @@ def compress_model(
             "weights": [loaded.name, loaded.source_digest, loaded.steps],
             "recipe": plain,
             "texts": digest,
+            "process": distributed.rank(),
         },
     )
     longest = min(recipe.calibration.max_tokens, loaded.max_length)
-    with kept_if_of_use(journal):
+    with kept_if_of_use(journal), distributed.process_group(device):
         batches, held_out = (
-            make_batches(part, loaded.tokenizer, longest) for part in split(texts)
+            make_batches(distributed.share(part), loaded.tokenizer, longest)
+            for part in split(texts)
         )
         blocks = Blocks(
             loaded.model, source=loaded.weights, journal=journal, device=device
@@ -98,19 +100,22 @@ def compress_model(
         layers = compress(blocks, recipe.steps, batches, held_out, progress)
         cost = {
             "texts": len(texts),
-            "tokens": sum(int(b.attention_mask.sum()) for b in (*batches, *held_out)),
+            "tokens": distributed.total(
+                sum(int(b.attention_mask.sum()) for b in (*batches, *held_out))
+            ),
             "seconds": round(time.monotonic() - began, 1),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
         last = len(recipe.steps) - 1
-        save_checkpoint(
-            loaded,
-            output,
-            recipe=plain,
-            calibration_digest=digest,
-            report=layers,
-            cost=cost,
-            weights=blocks.stored(last) if loaded.weights is not None else None,
-            force=force,
-        )
+        if distributed.rank() == 0:
+            save_checkpoint(
+                loaded,
+                output,
+                recipe=plain,
+                calibration_digest=digest,
+                report=layers,
+                cost=cost,
+                weights=blocks.stored(last) if loaded.weights is not None else None,
+                force=force,
+            )
     return CompressionReport(layers, cost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,6 +98,27 @@ class ActivationStatistics:
         self.count = count
         self.sequences += other.sequences
         return self
+
+    def summed(
+        self, total: Callable[[torch.Tensor], torch.Tensor]
+    ) -> ActivationStatistics:
+        """Statistics of the tokens of several processes.
+
+        Args:
+            total: Adds a tensor up over the processes; gives each the same.
+        """
+        own = torch.tensor([self.count, self.sequences], dtype=torch.float64)
+        count, sequences = total(own.to(self.mean.device)).tolist()
+        mean = total(self._value("mean").double() * (self.count / count)).float()
+        shift = self._value("mean") - mean
+        scatter = self._value("scatter") + self.count * shift.square()
+        cross = None
+        if self.cross is not None:
+            cross = total(self._value("cross").addr(shift, shift, alpha=self.count))
+        within = total(self._value("within").clone())
+        return ActivationStatistics(
+            count, int(sequences), mean, total(scatter), within, cross, {}
+        )
 
     def __add__(self, other: ActivationStatistics) -> ActivationStatistics:
         """Statistics of the tokens of both."""

@@ -141,6 +141,7 @@ def compress(
     """
     from edgelm import recipe as recipes
     from edgelm.checkpoint import PAGE
+    from edgelm.compress.distributed import rank
     from edgelm.pipeline import compress_model
     from edgelm.reports.compression import COLUMNS, layer_rows, size_sentence
 
@@ -194,6 +195,8 @@ def compress(
         except KeyboardInterrupt:
             say("Interrupted. The same command goes on where this one stopped.")
             raise
+    if rank() > 0:
+        return  # the first process speaks for all
     if as_json:
         for row in report.layers:
             emit(row)

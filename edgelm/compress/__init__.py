@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgelm import schema
-from edgelm.compress import allocation
+from edgelm.compress import allocation, distributed
 from edgelm.compress.blocks import Blocks
 from edgelm.compress.sizes import sizes
 from edgelm.compress.sparsify import LayerReport, Sparsify, sparsify_block
@@ -100,8 +100,9 @@ def _run_step(
         flows = [sequential.start(blocks.model, batches) for batches in sets]
     for index in range(len(blocks)):
         with blocks.open(number, index) as block:
-            done = blocks.finished(number, index)
-            if done is None:
+            if distributed.all_agree(blocks.is_finished(number, index)):
+                done = blocks.restore(number, index)
+            else:
                 done = _run_block(
                     blocks, number, index, block, plan[index], method, flows
                 )

@@ -94,15 +94,15 @@ class Blocks:
                 for name, parameter in block.named_parameters():
                     parameter.data = parameter.data.to(self._dtypes[index][name])
 
-    def finished(self, step: int, index: int) -> Rows | None:
-        """Reports of a block that an earlier run finished; the open block becomes it."""
-        if self._journal is None:
-            return None
-        report = self._journal / f"{step}-{index}.json"
-        if not report.is_file():
-            return None
+    def is_finished(self, step: int, index: int) -> bool:
+        """Whether an earlier run finished a block."""
+        return self._journal is not None and self._report(step, index).is_file()
+
+    def restore(self, step: int, index: int) -> Rows:
+        """Make the open block what an earlier run made of it; gives its reports."""
         fill_(self._modules[index], self.tensors(step, index), self._device)
-        rows: Rows = json.loads(report.read_text(encoding="utf-8"))
+        text = self._report(step, index).read_text(encoding="utf-8")
+        rows: Rows = json.loads(text)
         return rows
 
     def finish(self, step: int, index: int, rows: Rows) -> None:
@@ -122,7 +122,7 @@ class Blocks:
         _write(path, lambda work: save_file(rounded, work))
         text = json.dumps(rows)
         # The report last: where it is, the weights are whole.
-        _write(path.with_suffix(".json"), lambda work: work.write_text(text, "utf-8"))
+        _write(self._report(step, index), lambda work: work.write_text(text, "utf-8"))
 
     def stored_weight(self, index: int, layer: nn.Module) -> torch.Tensor:
         """The weight of a layer of an open block as it will be stored: its dtype, on the CPU."""
@@ -148,6 +148,10 @@ class Blocks:
         for name in self._source.files:
             if name not in changed:
                 yield name, self._source.read(name)
+
+    def _report(self, step: int, index: int) -> Path:
+        assert self._journal is not None
+        return self._journal / f"{step}-{index}.json"
 
     @contextmanager
     def around(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from edgelm import layers
 from edgelm.calibration import Batch
+from edgelm.compress.distributed import combine
 from edgelm.errors import CompressionError
 from edgelm.statistics import ActivationStatistics
 
@@ -72,7 +73,7 @@ def start(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Flow]:
 
 
 def observe(model: PreTrainedModel, index: int, flows: Sequence[Flow]) -> Statistics:
-    """Statistics of the inputs of a block's linear layers.
+    """Statistics of the inputs of a block's linear layers, over all processes' texts.
 
     Args:
         model: In evaluation mode.
@@ -91,9 +92,8 @@ def observe(model: PreTrainedModel, index: int, flows: Sequence[Flow]) -> Statis
         observer.seen.clear()
         with _hooks(model, block, partial(observer.see, flow.weights)):
             _advance(block, index, flow)
-    return {
-        layer: observer.collected[leader] for layer, leader in observer.leaders.items()
-    }
+    shared = {name: combine(own) for name, own in observer.collected.items()}
+    return {layer: shared[leader] for layer, leader in observer.leaders.items()}
 
 
 def advance_(model: PreTrainedModel, index: int, flows: Sequence[Flow]) -> None:
