@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -148,9 +149,13 @@ class Layer:
         shift = self.shift(weight)
         rest = change @ mean if shift is None else change @ mean - shift
         lost = float(((change @ covariance) * change).sum() + rest.square().sum())
+        return max(lost, 0.0) / self.energy if self.energy > 0 else 0.0
+
+    @cached_property
+    def energy(self) -> float:
+        """``E|y|^2`` of the dense layer on held-out tokens, its bias left out."""
         gram = self.held_out.gram()
-        there = float(((self.weight @ gram) * self.weight).sum())
-        return max(lost, 0.0) / there if there > 0 else 0.0
+        return float(((self.weight @ gram) * self.weight).sum())
 
 
 Refine = Callable[[Layer, torch.Tensor, torch.Tensor, Pattern, Sparsify], torch.Tensor]
@@ -255,6 +260,7 @@ def sparsify_layer(
     """
     saliency = SALIENCIES[config.saliency](layer.weight, layer.fit)
     initial = make_mask(saliency, pattern)
+    error_initial = layer.error(layer.weight * initial)
     tried: dict[str, float] = {}
 
     masks = {}
@@ -262,7 +268,8 @@ def sparsify_layer(
         keep = REFINEMENTS[refine](layer, initial, saliency, pattern, config)
         check_mask(keep, pattern)
         masks[refine] = keep
-        tried[refine] = layer.error(layer.weight * keep)
+        same = keep is initial
+        tried[refine] = error_initial if same else layer.error(layer.weight * keep)
     refine = min(masks, key=lambda r: tried[r])
     keep = masks[refine]
 
@@ -272,14 +279,15 @@ def sparsify_layer(
         if not bool(torch.isfinite(new).all()):
             raise CompressionError(f"The repair '{fix}' of {name} is not finite.")
         results[fix] = new
-        tried[f"{refine}+{fix}"] = layer.error(new)
+        same = fix in ("none", "bias")
+        tried[f"{refine}+{fix}"] = tried[refine] if same else layer.error(new)
     fix = min(results, key=lambda r: tried[f"{refine}+{r}"])
     new = results[fix]
     report = LayerReport(
         name,
         (layer.weight.shape[0], layer.weight.shape[1]),
         float((new == 0).float().mean()),
-        layer.error(layer.weight * initial),
+        error_initial,
         tried[refine],
         tried[f"{refine}+{fix}"],
         refine,
