@@ -68,6 +68,21 @@ def measure(loaded: LoadedModel, datasets: dict[str, Dataset]) -> dict[str, floa
     }
 
 
+def markdown(rows: dict[str, dict[str, float]], name: str) -> str:
+    """The results on one data set: a line a method, a column a pattern."""
+    split_keys = [
+        key.split("  ") for key in rows if key != "dense" and name in rows[key]
+    ]
+    patterns = list(dict.fromkeys(pattern for pattern, _ in split_keys))
+    methods = [m for m in METHODS if any(m == method for _, method in split_keys)]
+    lines = [f"| {name} | {' | '.join(patterns)} |", "|---" * (len(patterns) + 1) + "|"]
+    for method in methods:
+        found = [rows.get(f"{p}  {method}", {}).get(name) for p in patterns]
+        cells = ["" if value is None else f"{value:.2f}" for value in found]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return f"dense: {rows['dense'][name]:.2f}\n\n" + "\n".join(lines)
+
+
 @click.command()
 @click.option("--model", default="minilm", show_default=True)
 @click.option(
@@ -132,6 +147,8 @@ def main(
             ]
             compress(Blocks(loaded.model), [step(pattern, settings)], *parts)
             record(key, loaded, time.monotonic() - began)
+    for name in datasets:
+        click.echo(f"\n{markdown(rows, name)}")
 
 
 if __name__ == "__main__":

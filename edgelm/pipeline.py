@@ -42,6 +42,7 @@ def compress_model(
     *,
     task: Task | None = None,
     device: str = "cpu",
+    spill: bool = False,
     force: bool = False,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> CompressionReport:
@@ -53,6 +54,8 @@ def compress_model(
         output: The folder to make.
         task: The model's task; inferred if not given.
         device: ``cpu`` or ``cuda``.
+        spill: Keep the calibration text's hidden states in files beside the output
+            instead of in memory.
         force: Replace a checkpoint that is there already.
         progress: Called after each block with the step's name, blocks done and blocks in all.
 
@@ -95,7 +98,11 @@ def compress_model(
             for part in split(texts)
         )
         blocks = Blocks(
-            loaded.model, source=loaded.weights, journal=journal, device=device
+            loaded.model,
+            source=loaded.weights,
+            journal=journal,
+            device=device,
+            spill=journal if spill else None,
         )
         layers = compress(blocks, recipe.steps, batches, held_out, progress)
         cost = {

@@ -423,7 +423,7 @@ def train_ner(data: Path, work: Path, seed: int) -> tuple[Any, dict[str, Any]]:
     )
     return student, {
         "task": "ner",
-        "config": {"num_labels": len(LABELS), "id2label": dict(enumerate(LABELS))},
+        "labels": LABELS,
         "data": "WikiGold (first 80 %, CC BY 4.0), WNUT-17 (train, CC BY 4.0), CrossNER (train and dev, MIT), "
         "WikiText-2 (unlabelled, CC BY-SA)",
         "seed": seed,
@@ -578,7 +578,7 @@ def train_similarity(data: Path, work: Path, seed: int) -> tuple[Any, dict[str, 
     model = stage(work / "similarity-student.safetensors", model, second)
     return model, {
         "task": "scoring",
-        "config": {"num_labels": 1},
+        "labels": ["similarity"],
         "data": "STS-B (train and dev, CC BY-SA 4.0), WikiText-2 (unlabelled, CC BY-SA)",
         "seed": seed,
     }

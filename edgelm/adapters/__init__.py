@@ -69,8 +69,16 @@ def load_merged(base: Path, name: str) -> tuple[Any, Any, Literal["ner", "scorin
             f"The adapter {name} was trained over other weights than those in {base}."
         )
     tensors = load_file(path)
-    config = transformers.AutoConfig.from_pretrained(base, **about["config"])
+    labels = dict(enumerate(about["labels"]))
+    config = transformers.AutoConfig.from_pretrained(
+        base, id2label=labels, label2id={v: k for k, v in labels.items()}
+    )
     config.architectures = None
+    if (
+        about["task"] == "scoring"
+    ):  # a cross-encoder, marked as sentence-transformers does
+        activation = "torch.nn.modules.activation.Sigmoid"
+        config.sentence_transformers = {"activation_fn": activation}
     loader: Any = {
         "ner": transformers.AutoModelForTokenClassification,
         "scoring": transformers.AutoModelForSequenceClassification,

@@ -93,6 +93,11 @@ OUTPUT = click.Path(path_type=Path)
     help="Where to compute.",
 )
 @click.option(
+    "--spill",
+    is_flag=True,
+    help="Keep the texts' hidden states on disk, beside the output, not in memory.",
+)
+@click.option(
     "--seed",
     type=int,
     default=0,
@@ -126,6 +131,7 @@ def compress(
     max_tokens: int,
     task: Any,
     device: str,
+    spill: bool,
     seed: int,
     dry_run: bool,
     force: bool,
@@ -189,6 +195,7 @@ def compress(
                 output,
                 task=task,
                 device=device,
+                spill=spill,
                 force=force,
                 progress=update,
             )

@@ -97,7 +97,9 @@ def _run_step(
     rows: list[dict[str, Any]] = []
     plan = method.plan(step, blocks, number, sets[0])
     with blocks.around(), blocks.open(number, 0):
-        flows = [sequential.start(blocks.model, batches) for batches in sets]
+        flows = [
+            sequential.start(blocks.model, batches, blocks.spill) for batches in sets
+        ]
     for index in range(len(blocks)):
         with blocks.open(number, index) as block:
             if distributed.all_agree(blocks.is_finished(number, index)):

@@ -89,7 +89,7 @@ def _outliers(blocks: Blocks, step: int, batches: Sequence[Batch]) -> list[float
 
     shares = []
     with blocks.around(), blocks.open(step, 0):
-        flows = sequential.start(blocks.model, batches)
+        flows = sequential.start(blocks.model, batches, blocks.spill)
     for index in range(len(blocks)):
         with blocks.open(step, index) as block:
             statistics = sequential.observe(blocks.model, index, flows)

@@ -37,6 +37,7 @@ class Blocks:
     Attributes:
         model: The model; streamed blocks are on the meta device until opened.
         names: Names of the blocks in it.
+        spill: Folder where hidden states rest between blocks; None for memory.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Blocks:
         source: WeightFiles | None = None,
         journal: Path | None = None,
         device: str = "cpu",
+        spill: Path | None = None,
     ) -> None:
         """Hold a model.
 
@@ -54,10 +56,12 @@ class Blocks:
             source: Where streamed blocks are read from; None if all is in memory.
             journal: Folder for finished blocks; None to keep none.
             device: Where to compute; what is not open rests on the CPU.
+            spill: Folder for hidden states between blocks.
         """
         found = layers.blocks(model)
         self.model = model
         self.names = [name for name, _ in found]
+        self.spill = spill
         self._modules = [block for _, block in found]
         self._source = source
         self._journal = journal

@@ -9,10 +9,12 @@ model's dtype is.
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ class Flow:
         weights: Weight of each token, ``[batch, sequence]``; 0 for padding.
         calls: For each call of a block, in order: its index among the blocks, and
             its arguments but the hidden states.
+        spilled: Whether ``hidden`` is a file that the system pages in when it is read.
     """
 
     hidden: torch.Tensor
@@ -44,14 +47,18 @@ class Flow:
     calls: list[tuple[int, tuple[Any, ...], dict[str, Any]]] = field(
         default_factory=list
     )
+    spilled: bool = False
 
 
-def start(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Flow]:
+def start(
+    model: PreTrainedModel, batches: Sequence[Batch], spill: Path | None = None
+) -> list[Flow]:
     """Bring batches to the door of the first block.
 
     Args:
         model: In evaluation mode; the first block open, the others may be empty.
         batches: Token ids.
+        spill: Folder for the hidden states, which else stay in memory.
 
     Returns:
         A flow for each batch. Only the first block runs for real here: what the
@@ -68,6 +75,8 @@ def start(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Flow]:
             caches = "use_cache" in inspect.signature(base.forward).parameters
             options = {"use_cache": False} if caches else {}
             base(input_ids=batch.input_ids.to(device), attention_mask=mask, **options)
+        if spill is not None:
+            flow.hidden, flow.spilled = _spilled(flow.hidden, spill), True
         flows.append(flow)
     return flows
 
@@ -100,7 +109,8 @@ def advance_(model: PreTrainedModel, index: int, flows: Sequence[Flow]) -> None:
     """Move all batches through a block, in place."""
     block = layers.blocks(model)[index][1]
     for flow in flows:
-        flow.hidden = _advance(block, index, flow)
+        hidden = _advance(block, index, flow)
+        flow.hidden = flow.hidden.copy_(hidden) if flow.spilled else hidden
 
 
 @dataclass
@@ -144,12 +154,21 @@ class _Observer:
 
 def _advance(block: nn.Module, index: int, flow: Flow) -> torch.Tensor:
     """Through every call of a block; ALBERT calls its one block for every layer."""
-    hidden = flow.hidden
+    hidden = flow.hidden.to(flow.weights.device)
     for called, args, kwargs in flow.calls:
         if called == index:
             output = block(hidden, *args, **kwargs)
             hidden = output if isinstance(output, torch.Tensor) else output[0]
     return hidden
+
+
+def _spilled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
+    """A copy in a file without a name: it goes with the process, however that ends."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.truncate(hidden.nbytes)
+        size = hidden.numel()
+        mapped = torch.from_file(file.name, shared=True, size=size, dtype=hidden.dtype)
+    return mapped.view(hidden.shape).copy_(hidden)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from edgelm import checkpoint, layers
 from edgelm.calibration import Batch, Calibration
-from edgelm.compress import Blocks, Sparsify, compress
+from edgelm.compress import Blocks, Sparsify, compress, sequential
 from edgelm.compress.patterns import check_mask, parse_pattern
 from edgelm.layers import ARCHITECTURES, weight_matrix
 from edgelm.models import load_model
@@ -401,3 +401,21 @@ def test_another_recipe_does_not_go_on_with_this_ones_journal(tmp_path: Path) ->
     one = journal_folder(tmp_path / "out", {"recipe": 1})
     assert journal_folder(tmp_path / "out", {"recipe": 1}) == one
     assert journal_folder(tmp_path / "out", {"recipe": 2}) != one
+
+
+def test_spilled_hidden_states_change_nothing(tmp_path: Path) -> None:
+    first, sample = MODELS["llama"]().eval(), batches()
+    second = copy.deepcopy(first)
+    steps = [Sparsify(sparsity=0.5, allocation="owl")]
+    in_memory = compress(Blocks(first), steps, sample, sample)
+    spilled = compress(Blocks(second, spill=tmp_path), steps, sample, sample)
+    assert [{**r, "seconds": 0} for r in in_memory] == [
+        {**r, "seconds": 0} for r in spilled
+    ]
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not list(tmp_path.iterdir())
+    with torch.no_grad():
+        flows = sequential.start(first, sample, tmp_path)
+    assert flows
+    assert all(flow.spilled for flow in flows)
