@@ -2,15 +2,18 @@
 
     python benchmarks/sparsify_quality.py --data stsb/test.jsonl -o sparsity.json
     python benchmarks/sparsify_quality.py --model minilm-ner --data wikigold-test.jsonl -o ner.json
+    python benchmarks/sparsify_quality.py --model lm --data wikitext2/test.txt -o lm.json
 
 Calibration is edgelm's built-in sample unless --calibration names a file; it is never the data that
-is measured on. A data set is a file or folder that `edgelm eval` takes. Every row runs in this process,
+is measured on. A data set is a file or folder that `edgelm eval` takes; for a language model, such as
+`examples/train_lm.py` makes, plain text, and the measure is its perplexity a token. Every row runs in this process,
 in PyTorch and float32, on a fresh copy of the model.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from pathlib import Path
@@ -21,7 +24,7 @@ import torch
 
 from edgelm.calibration import Calibration, load_texts, make_batches, split
 from edgelm.compress import Blocks, Sparsify, compress
-from edgelm.evaluate.accuracy import Dataset, evaluate, load_dataset
+from edgelm.evaluate.accuracy import evaluate, load_dataset
 from edgelm.evaluate.reference import from_loaded
 from edgelm.models import LoadedModel, load_model
 
@@ -60,12 +63,29 @@ def step(pattern: str, settings: dict[str, Any]) -> Sparsify:
     return build(Sparsify, {"sparsity": amount, **settings}, "benchmark", ConfigError)
 
 
-def measure(loaded: LoadedModel, datasets: dict[str, Dataset]) -> dict[str, float]:
-    """The measure that counts of each data set, in percent."""
+def measure(loaded: LoadedModel, data: dict[str, Path]) -> dict[str, float]:
+    """The measure that counts of each data set: in percent, or perplexity."""
+    if loaded.task == "lm":
+        return {name: perplexity(loaded, path) for name, path in data.items()}
     model = from_loaded(loaded)
     return {
-        name: next(iter(evaluate(model, d).values())) for name, d in datasets.items()
+        name: next(iter(evaluate(model, load_dataset(path)).values()))
+        for name, path in data.items()
     }
+
+
+def perplexity(loaded: LoadedModel, path: Path) -> float:
+    """``exp`` of the mean cross entropy a token, in windows of 256 that do not overlap."""
+    ids = loaded.tokenizer(path.read_text(encoding="utf-8"))["input_ids"]
+    window = min(256, loaded.max_length)
+    rows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
+    total = 0.0
+    with torch.inference_mode():
+        for batch in rows.split(16):
+            total += float(loaded.model(input_ids=batch, labels=batch).loss) * len(
+                batch
+            )
+    return math.exp(total / len(rows))
 
 
 def markdown(rows: dict[str, dict[str, float]], name: str) -> str:
@@ -102,7 +122,7 @@ def main(
 ) -> None:
     """Measure; print a table, write JSON. Rows that OUTPUT has already are not run again."""
     named = [d.partition("=")[::2] if "=" in d else (Path(d).stem, d) for d in data]
-    datasets = {name: load_dataset(Path(path)) for name, path in named}
+    datasets = {name: Path(path) for name, path in named}
     found = json.loads(output.read_text()) if output.exists() else {"rows": {}}
     found["about"] = {
         "model": model,

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import click
 import pytest
+import tomllib
 
 from edgelm.cli import COMMANDS, cli
+from edgelm.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +48,20 @@ def test_every_command_has_an_example_in_the_readme() -> None:
 def test_links_between_documents_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def test_recipes_in_documents_are_valid() -> None:
+    found = [
+        tomllib.loads(block)
+        for path in DOCUMENTS
+        for block in re.findall(
+            r"```toml\n(.*?)```", path.read_text("utf-8"), re.DOTALL
+        )
+    ]
+    recipes = [data for data in found if "steps" in data]
+    assert recipes
+    for data in recipes:
+        assert parse_recipe(data, "document").steps
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:
