@@ -47,6 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "wanda, admm": {"refine": "none", "repair": "admm"},
     "wanda, dsnot, admm": {"refine": "dsnot", "repair": "admm"},
     "wanda, swaps, admm": {"refine": "swaps", "repair": "admm"},
+    "admm, admm": {"refine": "admm", "repair": "admm"},
     "auto (the default)": {},
     "auto, owl": {"allocation": "owl"},
     "auto, progressive": {"allocation": "progressive"},

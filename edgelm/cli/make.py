@@ -32,7 +32,7 @@ OUTPUT = click.Path(path_type=Path)
 )
 @click.option(
     "--refine",
-    type=click.Choice(["none", "dsnot", "swaps", "auto"]),
+    type=click.Choice(["none", "dsnot", "swaps", "admm", "auto"]),
     default="auto",
     show_default=True,
     help="What improves the choice; auto: for each layer what loses least.",

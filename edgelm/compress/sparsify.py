@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from edgelm.compress import dsnot, permute, repair, swaps
+from edgelm.compress import admm, dsnot, obs, permute, swaps
+from edgelm.compress.admm import Admm
 from edgelm.compress.dsnot import Dsnot
 from edgelm.compress.patterns import (
     Pattern,
@@ -19,7 +20,6 @@ from edgelm.compress.patterns import (
     make_mask,
     parse_pattern,
 )
-from edgelm.compress.repair import Admm
 from edgelm.compress.saliency import SALIENCIES
 from edgelm.compress.swaps import Swaps
 from edgelm.errors import CompressionError, ConfigError
@@ -35,13 +35,13 @@ class Sparsify:
         sparsity: Fraction of zeros in each row, or a pattern ``"N:M"``: N non-zeros
             of every M along the input.
         saliency: How the first mask is chosen.
-        refine: What improves the mask; ``auto`` takes for each layer what leaves the
-            smallest output error on held-out text.
+        refine: What improves the mask, or (ADMM) makes a new one; ``auto`` takes for
+            each layer what leaves the smallest output error on held-out text.
         repair: What makes up for the pruned weights: the bias alone, or the bias and
             new values for the weights that stay; ``auto`` as for ``refine``.
         dsnot: Parameters of DSnoT.
         swaps: Parameters of the exact swaps.
-        admm: Parameters of the ADMM update.
+        admm: Parameters of ADMM, as refinement and as repair.
         allocation: How a fraction is shared out among the blocks: alike; denser where
             outliers are (OWL); or denser at the front (progressive).
         band: How far a block's sparsity may be from the mean.
@@ -54,7 +54,7 @@ class Sparsify:
 
     sparsity: float | str = 0.5
     saliency: Literal["magnitude", "ria", "sparsegpt", "wanda"] = "wanda"
-    refine: Literal["none", "dsnot", "swaps", "auto"] = "auto"
+    refine: Literal["none", "dsnot", "swaps", "admm", "auto"] = "auto"
     repair: Literal["none", "bias", "admm", "sparsegpt", "auto"] = "auto"
     dsnot: Dsnot = field(default_factory=Dsnot)
     swaps: Swaps = field(default_factory=Swaps)
@@ -169,21 +169,27 @@ REFINEMENTS: dict[str, Refine] = {
     "swaps": lambda layer, keep, saliency, pattern, config: swaps.refine(
         layer.weight, keep, layer.gram, pattern, config.swaps
     ),
+    # A new mask, whatever the first one was.
+    "admm": lambda layer, keep, saliency, pattern, config: admm.refine(
+        layer.weight, layer.gram, pattern, config.admm
+    ),
 }
 REPAIRS: dict[str, Repair] = {
     "none": lambda layer, keep, pattern, config: layer.weight * keep,
     "bias": lambda layer, keep, pattern, config: layer.weight * keep,
-    "admm": lambda layer, keep, pattern, config: repair.admm(
+    "admm": lambda layer, keep, pattern, config: admm.repair(
         layer.weight, keep, layer.gram, config.admm
     ),
-    "sparsegpt": lambda layer, keep, pattern, config: repair.sparsegpt(
-        layer.weight, keep, layer.gram, pattern
-    ),
+    "sparsegpt": lambda layer, keep, pattern, config: obs.prune(
+        layer.weight, layer.gram, pattern, keep
+    )[0],
 }
 
 
 # Without a bias, "bias" is the masked weight as it is.
 AUTO_REPAIRS = ("bias", "admm", "sparsegpt")
+# Repairs that solve for the weights that stay.
+SOLVING = ("admm", "sparsegpt", "auto")
 
 
 def sparsify_block(
@@ -270,19 +276,21 @@ def sparsify_layer(
         masks[refine] = keep
         same = keep is initial
         tried[refine] = error_initial if same else layer.error(layer.weight * keep)
-    refine = min(masks, key=lambda r: tried[r])
-    keep = masks[refine]
+    best = min(masks, key=lambda r: tried[r])
+    # ADMM's mask shows what it is worth only once the weights are solved for.
+    promising = {best, "admm"} & set(masks) if config.repair in SOLVING else {best}
 
     results = {}
-    for fix in AUTO_REPAIRS if config.repair == "auto" else (config.repair,):
-        new = REPAIRS[fix](layer, keep, pattern, config)
-        if not bool(torch.isfinite(new).all()):
-            raise CompressionError(f"The repair '{fix}' of {name} is not finite.")
-        results[fix] = new
-        same = fix in ("none", "bias")
-        tried[f"{refine}+{fix}"] = tried[refine] if same else layer.error(new)
-    fix = min(results, key=lambda r: tried[f"{refine}+{r}"])
-    new = results[fix]
+    for refine in sorted(promising):
+        for fix in AUTO_REPAIRS if config.repair == "auto" else (config.repair,):
+            new = REPAIRS[fix](layer, masks[refine], pattern, config)
+            if not bool(torch.isfinite(new).all()):
+                raise CompressionError(f"The repair '{fix}' of {name} is not finite.")
+            results[refine, fix] = new
+            same = fix in ("none", "bias")
+            tried[f"{refine}+{fix}"] = tried[refine] if same else layer.error(new)
+    refine, fix = min(results, key=lambda pair: tried["+".join(pair)])
+    new = results[refine, fix]
     report = LayerReport(
         name,
         (layer.weight.shape[0], layer.weight.shape[1]),
