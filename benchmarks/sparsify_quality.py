@@ -22,11 +22,12 @@ from typing import Any
 import click
 import torch
 
-from edgelm.calibration import Calibration, load_texts, make_batches, split
+from edgelm.calibration import Calibration, load_texts, split
 from edgelm.compress import Blocks, Sparsify, compress
 from edgelm.evaluate.accuracy import evaluate, load_dataset
 from edgelm.evaluate.reference import from_loaded
 from edgelm.models import LoadedModel, load_model
+from edgelm.pipeline import calibration_batches
 
 # Name of a row -> settings of Sparsify beside the pattern. DSnoT as its authors publish it, faithful and
 # without a bias, has rows of its own.
@@ -162,10 +163,7 @@ def main(
                 continue
             began = time.monotonic()
             loaded = load_model(model)
-            parts = [
-                make_batches(part, loaded.tokenizer, min(128, loaded.max_length))
-                for part in split(texts)
-            ]
+            parts = [calibration_batches(loaded, part, 128) for part in split(texts)]
             compress(Blocks(loaded.model), [step(pattern, settings)], *parts)
             record(key, loaded, time.monotonic() - began)
     for name in datasets:

@@ -59,10 +59,12 @@ class Batch:
     Attributes:
         input_ids: int64 ``[batch, sequence]``.
         attention_mask: int64 ``[batch, sequence]``; 1 for a token, 0 for padding.
+        token_type_ids: int64 ``[batch, sequence]``, where the model takes them.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
+    token_type_ids: torch.Tensor | None = None
 
 
 def load_texts(calibration: Calibration) -> list[str]:
@@ -194,15 +196,34 @@ def text_digest(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def as_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs for a model that takes pairs: by turns related and (mostly) not.
+
+    Every other text is cut in two; the rest go with their neighbours.
+    """
+    pairs = []
+    for i, text in enumerate(texts):
+        words = text.split(" ")
+        half = len(words) // 2
+        if i % 2 == 0 and half:
+            pairs.append((" ".join(words[:half]), " ".join(words[half:])))
+        else:
+            pairs.append((text, texts[(i + 1) % len(texts)]))
+    return pairs
+
+
 def make_batches(
-    texts: Sequence[str], tokenizer: Any, max_tokens: int, batch_tokens: int = 4096
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    tokenizer: Any,
+    max_tokens: int,
+    batch_tokens: int = 4096,
 ) -> list[Batch]:
-    """Tokenise texts into padded batches of texts of like length.
+    """Tokenise texts or pairs into padded batches of inputs of like length.
 
     Args:
-        texts: The texts.
+        texts: The texts or pairs.
         tokenizer: A tokenizer of transformers.
-        max_tokens: Cut each text to this many tokens.
+        max_tokens: Cut each input to this many tokens.
         batch_tokens: Limit of rows times longest row.
 
     Returns:
@@ -210,21 +231,27 @@ def make_batches(
     """
     from edgelm.runtimes.engine import batches
 
-    ids = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)
+    rows, types = encoded["input_ids"], encoded.get("token_type_ids")
     pad = tokenizer.pad_token_id or 0
-    return [
-        _pad([ids[i] for i in group], pad)
-        for group in batches([len(row) for row in ids], batch_tokens)
-    ]
+    made = []
+    for group in batches([len(row) for row in rows], batch_tokens):
+        ids, mask = _pad([rows[i] for i in group], pad)
+        kinds = None if types is None else _pad([types[i] for i in group], 0)[0]
+        made.append(Batch(ids, mask, kinds))
+    return made
 
 
-def _pad(rows: Sequence[Sequence[int]], pad_id: int) -> Batch:
+def _pad(
+    rows: Sequence[Sequence[int]], filling: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows in one tensor, and where they are in it."""
     import torch
 
     shape = (len(rows), max(len(row) for row in rows))
-    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    values = torch.full(shape, filling, dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.int64)
     for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = torch.tensor(row)
-        attention_mask[i, : len(row)] = 1
-    return Batch(input_ids, attention_mask)
+        values[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return values, mask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,20 @@ from typing import Any
 import edgelm
 from edgelm import recipe as recipes
 from edgelm.atomic import check_free
-from edgelm.calibration import load_texts, make_batches, split, text_digest
+from edgelm.bundle import ScoringInfo
+from edgelm.calibration import (
+    Batch,
+    as_pairs,
+    load_texts,
+    make_batches,
+    split,
+    text_digest,
+)
 from edgelm.checkpoint import REPORT, save_checkpoint
 from edgelm.compress import Blocks, compress, distributed
 from edgelm.compress.blocks import journal_folder, kept_if_of_use
 from edgelm.errors import CompressionError
-from edgelm.models import load_model
+from edgelm.models import LoadedModel, load_model
 from edgelm.tasks import Task
 
 
@@ -33,6 +41,15 @@ class CompressionReport:
 
     layers: list[dict[str, Any]]
     cost: dict[str, float]
+
+
+def calibration_batches(
+    loaded: LoadedModel, texts: Sequence[str], max_tokens: int
+) -> list[Batch]:
+    """Texts as the model takes them: pairs for one that scores pairs."""
+    pairs = isinstance(loaded.info, ScoringInfo) and loaded.info.inputs == "pair"
+    longest = min(max_tokens, loaded.max_length)
+    return make_batches(as_pairs(texts) if pairs else texts, loaded.tokenizer, longest)
 
 
 def compress_model(
@@ -91,10 +108,11 @@ def compress_model(
             "process": distributed.rank(),
         },
     )
-    longest = min(recipe.calibration.max_tokens, loaded.max_length)
     with kept_if_of_use(journal), distributed.process_group(device):
         batches, held_out = (
-            make_batches(distributed.share(part), loaded.tokenizer, longest)
+            calibration_batches(
+                loaded, distributed.share(part), recipe.calibration.max_tokens
+            )
             for part in split(texts)
         )
         blocks = Blocks(

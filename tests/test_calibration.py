@@ -13,12 +13,15 @@ import zstandard
 from edgelm import samples
 from edgelm.calibration import (
     Calibration,
+    as_pairs,
     load_texts,
     make_batches,
     read_texts,
     text_digest,
 )
 from edgelm.errors import ConfigError, InputError
+from edgelm.models import load_model
+from edgelm.pipeline import calibration_batches
 from tests.conftest import tiny_tokenizer
 
 LINES = [
@@ -138,6 +141,33 @@ def test_batches_hold_every_text_once_with_its_own_length() -> None:
             rows.append(tuple(ids[:length].tolist()))
     due = tokenizer(texts, truncation=True, max_length=8)["input_ids"]
     assert Counter(rows) == Counter(map(tuple, due))
+
+
+@pytest.mark.parametrize("texts", [["one"], ["a b c", "d"], ["x y", "z", "u v w"]])
+def test_pairs_hold_every_text_and_two_texts_each(texts: list[str]) -> None:
+    pairs = as_pairs(texts)
+    assert len(pairs) == len(texts)
+    for i, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
+        assert all(pair)
+        if i % 2 == 0 and " " in text:
+            assert " ".join(pair) == text
+        else:
+            assert pair == (text, texts[(i + 1) % len(texts)])
+
+
+def test_a_model_that_scores_pairs_is_calibrated_on_pairs(tiny_scorer: Path) -> None:
+    loaded = load_model(str(tiny_scorer))
+    texts = ["the man plays", "paris", "an old book of the river"]
+    (batch,) = calibration_batches(loaded, texts, 32)
+    assert batch.token_type_ids is not None
+    for ids, mask, kinds in zip(
+        batch.input_ids, batch.attention_mask, batch.token_type_ids, strict=True
+    ):
+        separators = (ids == loaded.tokenizer.sep_token_id).nonzero().flatten().tolist()
+        assert len(separators) == 2
+        assert kinds.nonzero().flatten().tolist() == list(
+            range(separators[0] + 1, int(mask.sum()))
+        )
 
 
 def test_the_digest_tells_texts_apart() -> None:

@@ -315,6 +315,14 @@ def test_an_existing_output_is_kept(
     )
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_is_fit_to_be_read(command: list[str]) -> None:
+    text = call(*command, "--help").stdout
+    assert "Usage: " in text
+    assert "\\b" not in text
+    assert "``" not in text
+
+
 @pytest.mark.parametrize(("blocks", "left"), [(0, 0), (1, 1)])
 def test_an_interrupted_compress_leaves_only_what_the_next_can_use(
     tiny_embedding: Path, tmp_path: Path, blocks: int, left: int

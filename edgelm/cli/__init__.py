@@ -52,7 +52,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="edgelm", prog_name="edgelm")
 def cli() -> None:
-    r"""Make a text model small and fast without training it, and run it on the device.
+    """Make a text model small and fast without training it, and run it on the device.
 
     \b
     edgelm compress minilm -o small --sparsity 2:4

@@ -20,7 +20,7 @@ from edgelm.cli.console import say, show_table
 )
 @click.option("--force", is_flag=True, help="Replace what an earlier demo made.")
 def demo(output: Path, force: bool) -> None:
-    r"""Compress, export, verify and run the built-in models; explain each step.
+    """Compress, export, verify and run the built-in models; explain each step.
 
     \b
     edgelm demo
@@ -35,7 +35,7 @@ def demo(output: Path, force: bool) -> None:
         rows = run(folder, say)
     say("")
     show_table(
-        "Dense (PyTorch, float32) against its bundle (2:4 sparse, int8)",
+        "Dense (PyTorch, float32) against its bundle (50 % zeros, int8)",
         (
             "model",
             "size MB",

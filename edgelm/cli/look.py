@@ -16,7 +16,7 @@ from edgelm.errors import InputError
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
 def targets(name: str | None, as_json: bool) -> None:
-    r"""List the devices that edgelm exports for, or show the facts about one.
+    """List the devices that edgelm exports for, or show the facts about one.
 
     \b
     edgelm targets jetson-orin-nano
@@ -49,7 +49,7 @@ def targets(name: str | None, as_json: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def info(path: Path, as_json: bool) -> None:
-    r"""Say what PATH is: a bundle or a checkpoint, and where it comes from.
+    """Say what PATH is: a bundle or a checkpoint, and where it comes from.
 
     \b
     edgelm info bundle
@@ -95,7 +95,7 @@ def _short(value: Any) -> str:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
 def doctor(as_json: bool) -> None:
-    r"""Say what is installed here, what works, and what to mend.
+    """Say what is installed here, what works, and what to mend.
 
     \b
     edgelm doctor

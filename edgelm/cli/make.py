@@ -137,7 +137,7 @@ def compress(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Make MODEL smaller: a checkpoint that transformers loads.
+    """Make MODEL smaller: a checkpoint that transformers loads.
 
     MODEL is a built-in name (minilm, minilm-ner, minilm-similarity), a folder or a
     hub id.
@@ -255,7 +255,7 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Make a verified bundle for a device from CHECKPOINT (or any model).
+    """Make a verified bundle for a device from CHECKPOINT (or any model).
 
     \b
     edgelm export small --target cpu -o bundle --precision int8

@@ -64,7 +64,7 @@ def bench(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Measure latency, throughput, memory and size of BUNDLE, side by side.
+    """Measure latency, throughput, memory and size of BUNDLE, side by side.
 
     \b
     edgelm bench bundle --against minilm
@@ -122,7 +122,7 @@ def bench(
 def evaluate(
     model: str, data: str, against: str | None, max_drop: str | None, as_json: bool
 ) -> None:
-    r"""Measure the quality of MODEL (a bundle, checkpoint or model) on labelled data.
+    """Measure the quality of MODEL (a bundle, checkpoint or model) on labelled data.
 
     \b
     edgelm eval bundle --data pairs.jsonl --against minilm --max-drop 1%

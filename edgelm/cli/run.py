@@ -55,7 +55,7 @@ def run(
     provider: str | None,
     threads: int | None,
 ) -> None:
-    r"""Run BUNDLE on TEXTS, a file or stdin; a JSON line each on stdout.
+    """Run BUNDLE on TEXTS, a file or stdin; a JSON line each on stdout.
 
     A bundle that scores pairs takes its TEXTS two at a time, lines with a tab
     between the two, or JSON lines with text1 and text2.
@@ -108,7 +108,7 @@ def run(
 def verify(
     bundle: Path, provider: str | None, threads: int | None, as_json: bool
 ) -> None:
-    r"""Check BUNDLE's files and replay its golden examples; exit 3 where it fails.
+    """Check BUNDLE's files and replay its golden examples; exit 3 where it fails.
 
     \b
     edgelm verify bundle

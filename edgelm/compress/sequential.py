@@ -72,8 +72,12 @@ def start(
         flow = Flow(torch.empty(0), mask.float())
         with _recording(found, flow), _float32(model, found):
             base: nn.Module = model.base_model
-            caches = "use_cache" in inspect.signature(base.forward).parameters
-            options = {"use_cache": False} if caches else {}
+            known = inspect.signature(base.forward).parameters
+            options: dict[str, Any] = (
+                {"use_cache": False} if "use_cache" in known else {}
+            )
+            if batch.token_type_ids is not None and "token_type_ids" in known:
+                options["token_type_ids"] = batch.token_type_ids.to(device)
             base(input_ids=batch.input_ids.to(device), attention_mask=mask, **options)
         if spill is not None:
             flow.hidden, flow.spilled = _spilled(flow.hidden, spill), True
