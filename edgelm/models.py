@@ -102,22 +102,23 @@ def load_model(
     folder = locate(reference)
     config = _read_config(folder, reference)
     checkpoint = read_json(folder / "edgelm.json")
-    task = task or checkpoint.get("task") or infer_task(folder, config, reference)
+    stored: Task | None = checkpoint.get("task")
+    use: Task = task or stored or infer_task(folder, config, reference)
     from edgelm import streaming
 
     known = config.model_type in layers.ARCHITECTURES
     few = streaming.shorten(config) if stream and known else config
-    model, tokenizer = _load_weights(folder, few, task, reference)
+    model, tokenizer = _load_weights(folder, few, use, reference)
     weights = None
     if few is not config:
-        weights = _stream(model, folder, config, task)
+        weights = _stream(model, folder, config, use)
         if weights is None:
-            model, tokenizer = _load_weights(folder, config, task, reference)
+            model, tokenizer = _load_weights(folder, config, use, reference)
     source = checkpoint.get("model", {})
     loaded = _finish(
         source.get("name", reference),
         folder,
-        task,
+        use,
         model,
         tokenizer,
         source.get("source_digest") or _weights_digest(folder),

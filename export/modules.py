@@ -96,7 +96,7 @@ def wrap(loaded: LoadedModel) -> nn.Module:
             f"There are no bundles for the task {loaded.task} yet; edgelm exports {', '.join(OUTPUTS)}."
         )
     model: nn.Module = loaded.model
-    model.to(torch.float32).eval()
+    model.float().eval()
     if isinstance(loaded.info, EmbeddingInfo):
         return EmbeddingGraph(model, loaded.info).eval()
     return LogitsGraph(model).eval()
