@@ -22,8 +22,8 @@ DATA holds, as JSON lines (`tokens`, `tags` in BIO; `text1`, `text2`, `score` 0.
     stsb/{train,dev,test}.jsonl                 CC BY-SA 4.0. Pairs that are in the test split too are left out.
     wikitext2/train.txt                         CC BY-SA. Unlabelled.
 
-The hyperparameters were chosen with wikigold's eighth tenth and STS-B's dev split held out as well; the
-adapters that are shipped are trained on those too. No test split was used to choose anything.
+The hyperparameters were chosen by the scores on wikigold's eighth tenth and STS-B's dev split, held out as
+well; the adapters that are shipped are trained on those too, with what was chosen.
 """
 
 from __future__ import annotations
