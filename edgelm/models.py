@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class LoadedModel:
         tokenizer: Its tokenizer (a fast one).
         max_length: Longest input in tokens, special tokens included.
         info: What the task needs to know; None for ``lm``.
-        source_digest: SHA-256 (hex) of the original weights.
+        source_digest: SHA-256 (hex) of the original weights, an adapter's included.
         steps: Compression steps it went through.
         weights: Where the blocks are to be read from (`edgelm.streaming.WeightFiles`);
             None where they are loaded.
@@ -121,7 +122,7 @@ def load_model(
         use,
         model,
         tokenizer,
-        source.get("source_digest") or _weights_digest(folder),
+        source.get("source_digest") or _digest(_weight_files(folder)),
         tuple(checkpoint.get("steps", ())),
     )
     return replace(loaded, weights=weights)
@@ -160,7 +161,7 @@ def _load_built_in(name: str, task: Task | None) -> LoadedModel:
     from edgelm import adapters
 
     folder = locate(name)
-    adapter = BUILT_IN[name]
+    adapter, files = BUILT_IN[name], _weight_files(folder)
     if adapter is None:
         wanted: Task = "embedding"
         model, tokenizer = _load_weights(
@@ -168,11 +169,12 @@ def _load_built_in(name: str, task: Task | None) -> LoadedModel:
         )
     else:
         model, tokenizer, wanted = adapters.load_merged(folder, adapter)
+        files.append(adapters.adapter_path(adapter))
     if task not in (None, wanted):
         raise ModelError(
             f"The built-in model {name} is for the task {wanted}, not {task}."
         )
-    return _finish(name, folder, wanted, model, tokenizer, _weights_digest(folder), ())
+    return _finish(name, folder, wanted, model, tokenizer, _digest(files), ())
 
 
 def _finish(
@@ -313,12 +315,13 @@ def _load_weights(folder: Path, config: Any, task: Task, name: str) -> tuple[Any
     return model, tokenizer
 
 
-def _weights_digest(folder: Path) -> str:
-    """SHA-256 over the weight files, or of the one file if there is one."""
-    files = sorted(folder.glob("*.safetensors"))
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of a file, or over those of several."""
     digests = [file_digest(path) for path in files]
     if len(digests) == 1:
         return digests[0]
-    import hashlib
-
     return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -131,3 +131,8 @@ def test_a_weight_that_the_model_lacks_is_an_error() -> None:
 def test_a_built_in_model_has_one_task() -> None:
     with pytest.raises(ModelError, match="for the task ner, not scoring"):
         load_model("minilm-ner", "scoring")
+
+
+def test_the_source_digest_tells_adapters_apart() -> None:
+    digests = {load_model(name).source_digest for name in BUILT_IN}
+    assert len(digests) == len(BUILT_IN)

@@ -3,7 +3,7 @@
 A file holds for each adapted linear layer ``NAME.lora_A`` ``[rank, in]`` and
 ``NAME.lora_B`` ``[out, rank]`` (Hu et al. 2021, arXiv 2106.09685: the merged weight
 is ``W + scale B A``), and whole the weights of the head. Its metadata says over which
-weights, on which data and how well it was trained; `examples/train_adapters.py` makes it.
+weights and on which data it was trained; `examples/adapters/train.py` makes it.
 """
 
 from __future__ import annotations
@@ -74,9 +74,8 @@ def load_merged(base: Path, name: str) -> tuple[Any, Any, Literal["ner", "scorin
         base, id2label=labels, label2id={v: k for k, v in labels.items()}
     )
     config.architectures = None
-    if (
-        about["task"] == "scoring"
-    ):  # a cross-encoder, marked as sentence-transformers does
+    if about["task"] == "scoring":
+        # A cross-encoder, marked as sentence-transformers marks one.
         activation = "torch.nn.modules.activation.Sigmoid"
         config.sentence_transformers = {"activation_fn": activation}
     loader: Any = {
