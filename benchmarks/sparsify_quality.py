@@ -147,7 +147,8 @@ def main(
 
     if due("dense"):
         record("dense", load_model(model), 0.0)
-    texts = load_texts(Calibration(texts=calibration))
+    settled = Calibration(texts=calibration)
+    texts = load_texts(settled)
     chosen = methods.split(";") if methods else list(METHODS)
     for pattern in patterns.split(","):
         for name in chosen:
@@ -163,7 +164,7 @@ def main(
                 continue
             began = time.monotonic()
             loaded = load_model(model)
-            parts = [calibration_batches(loaded, part, 128) for part in split(texts)]
+            parts = [calibration_batches(loaded, p, settled) for p in split(texts)]
             compress(Blocks(loaded.model), [step(pattern, settings)], *parts)
             record(key, loaded, time.monotonic() - began)
     for name in datasets:

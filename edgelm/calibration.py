@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from edgelm import samples
 from edgelm.errors import ConfigError, InputError, require
@@ -30,12 +30,16 @@ class Calibration:
             text a line) or ``.jsonl`` (field ``text``), plain or ``.gz`` or ``.zst``.
         max_texts: Use at most this many, drawn at random by ``seed``.
         max_tokens: Cut each text to this many tokens.
+        weighting: What counts alike in the statistics: each ``token``, or each ``text``
+            (its tokens count 1 / length), so that long texts do not own them; ``auto``
+            is ``text`` for embeddings, where the text is the unit, else ``token``.
         seed: Of the draw.
     """
 
     texts: str = BUILT_IN
     max_texts: int = 512
     max_tokens: int = 128
+    weighting: Literal["auto", "text", "token"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,11 +64,21 @@ class Batch:
         input_ids: int64 ``[batch, sequence]``.
         attention_mask: int64 ``[batch, sequence]``; 1 for a token, 0 for padding.
         token_type_ids: int64 ``[batch, sequence]``, where the model takes them.
+        by_text: Whether each text counts alike, and not each token.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     token_type_ids: torch.Tensor | None = None
+    by_text: bool = False
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """What each token counts in statistics, float32 ``[batch, sequence]``."""
+        mask = self.attention_mask.float()
+        if not self.by_text:
+            return mask
+        return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def load_texts(calibration: Calibration) -> list[str]:
@@ -216,6 +230,8 @@ def make_batches(
     texts: Sequence[str] | Sequence[tuple[str, str]],
     tokenizer: Any,
     max_tokens: int,
+    *,
+    by_text: bool = False,
     batch_tokens: int = 4096,
 ) -> list[Batch]:
     """Tokenise texts or pairs into padded batches of inputs of like length.
@@ -224,6 +240,7 @@ def make_batches(
         texts: The texts or pairs.
         tokenizer: A tokenizer of transformers.
         max_tokens: Cut each input to this many tokens.
+        by_text: Whether each text counts alike, and not each token.
         batch_tokens: Limit of rows times longest row.
 
     Returns:
@@ -238,7 +255,7 @@ def make_batches(
     for group in batches([len(row) for row in rows], batch_tokens):
         ids, mask = _pad([rows[i] for i in group], pad)
         kinds = None if types is None else _pad([types[i] for i in group], 0)[0]
-        made.append(Batch(ids, mask, kinds))
+        made.append(Batch(ids, mask, kinds, by_text))
     return made
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from edgelm.errors import ModelError
 
@@ -25,6 +25,9 @@ class Architecture:
         ffn_in: First layers of the feed-forward network. Two: gate, then up.
         ffn_out: Its last layer.
         fused_gate: Whether the one layer of ``ffn_in`` holds gate and up.
+        residual: Where attention's and the network's output join the residual stream:
+            ``post``, it is normalised behind the sum; ``pre``, it is not; None: they do
+            not join it one after the other and as they are.
     """
 
     blocks: str
@@ -33,11 +36,17 @@ class Architecture:
     ffn_in: tuple[str, ...]
     ffn_out: str
     fused_gate: bool = False
+    residual: Literal["pre", "post"] | None = "pre"
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The linear layers of a block by what they wait for, in the order of the forward pass."""
+        return (self.attention_in, (self.attention_out,), self.ffn_in, (self.ffn_out,))
 
     @property
     def linears(self) -> tuple[str, ...]:
         """All linear layers of a block, in the order of the forward pass."""
-        return (*self.attention_in, self.attention_out, *self.ffn_in, self.ffn_out)
+        return tuple(name for group in self.groups for name in group)
 
 
 _BERT = Architecture(
@@ -50,6 +59,7 @@ _BERT = Architecture(
     attention_out="attention.output.dense",
     ffn_in=("intermediate.dense",),
     ffn_out="output.dense",
+    residual="post",
 )
 _LLAMA = Architecture(
     blocks="layers",
@@ -77,6 +87,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="attention.output.dense",
         ffn_in=("intermediate.dense",),
         ffn_out="output.dense",
+        residual="post",
     ),
     "mpnet": Architecture(
         blocks="encoder.layer",
@@ -84,6 +95,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="attention.attn.o",
         ffn_in=("intermediate.dense",),
         ffn_out="output.dense",
+        residual="post",
     ),
     "distilbert": Architecture(
         blocks="transformer.layer",
@@ -91,6 +103,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="attention.out_lin",
         ffn_in=("ffn.lin1",),
         ffn_out="ffn.lin2",
+        residual="post",
     ),
     # One block, called once for every layer.
     "albert": Architecture(
@@ -99,6 +112,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="attention.dense",
         ffn_in=("ffn",),
         ffn_out="ffn_output",
+        residual="post",
     ),
     "modernbert": Architecture(
         blocks="layers",
@@ -109,8 +123,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         fused_gate=True,
     ),
     "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
+    # A norm of their own behind attention and network.
+    "gemma2": replace(_LLAMA, residual=None),
+    "gemma3_text": replace(_LLAMA, residual=None),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -121,6 +136,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="self_attn.out_proj",
         ffn_in=("fc1",),
         ffn_out="fc2",
+        residual=None,  # as the size has it
     ),
     "gpt2": Architecture(
         blocks="h",
@@ -135,6 +151,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="self_attn.dense",
         ffn_in=("mlp.fc1",),
         ffn_out="mlp.fc2",
+        residual=None,  # side by side
     ),
     "t5": Architecture(
         blocks="encoder.block",

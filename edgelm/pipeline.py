@@ -15,6 +15,7 @@ from edgelm.atomic import check_free
 from edgelm.bundle import ScoringInfo
 from edgelm.calibration import (
     Batch,
+    Calibration,
     as_pairs,
     load_texts,
     make_batches,
@@ -44,12 +45,19 @@ class CompressionReport:
 
 
 def calibration_batches(
-    loaded: LoadedModel, texts: Sequence[str], max_tokens: int
+    loaded: LoadedModel, texts: Sequence[str], calibration: Calibration
 ) -> list[Batch]:
-    """Texts as the model takes them: pairs for one that scores pairs."""
+    """Texts as the model takes them, pairs for one that scores pairs; and what counts."""
     pairs = isinstance(loaded.info, ScoringInfo) and loaded.info.inputs == "pair"
-    longest = min(max_tokens, loaded.max_length)
-    return make_batches(as_pairs(texts) if pairs else texts, loaded.tokenizer, longest)
+    by_text = calibration.weighting == "text" or (
+        calibration.weighting == "auto" and loaded.task == "embedding"
+    )
+    return make_batches(
+        as_pairs(texts) if pairs else texts,
+        loaded.tokenizer,
+        min(calibration.max_tokens, loaded.max_length),
+        by_text=by_text,
+    )
 
 
 def compress_model(
@@ -110,9 +118,7 @@ def compress_model(
     )
     with kept_if_of_use(journal), distributed.process_group(device):
         batches, held_out = (
-            calibration_batches(
-                loaded, distributed.share(part), recipe.calibration.max_tokens
-            )
+            calibration_batches(loaded, distributed.share(part), recipe.calibration)
             for part in split(texts)
         )
         blocks = Blocks(

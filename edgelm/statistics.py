@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -25,6 +25,11 @@ class ActivationStatistics:
         within: The same from each sequence's own mean, float32 ``[in]``.
         cross: Sum of products of deviations, float32 ``[in, in]``, or None where no
             method asks for it. Its diagonal is ``scatter``.
+        drift_mean: Mean of the drift of the layer's output, float32 ``[out]``: what the
+            layers before have changed in it. Of size 0 where it is not followed.
+        drift_scatter: Sum of its squared deviations, float32 ``[out]``.
+        drift_cross: Sum of products of its deviations and the input's, float32
+            ``[out, in]``.
     """
 
     count: float
@@ -33,26 +38,45 @@ class ActivationStatistics:
     scatter: torch.Tensor
     within: torch.Tensor
     cross: torch.Tensor | None
-    _lost: dict[str, torch.Tensor]
+    drift_mean: torch.Tensor
+    drift_scatter: torch.Tensor
+    drift_cross: torch.Tensor
+    _lost: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def empty(
-        cls, width: int, *, gram: bool = False, device: torch.device | str = "cpu"
+        cls,
+        width: int,
+        *,
+        gram: bool = False,
+        outputs: int = 0,
+        device: torch.device | str = "cpu",
     ) -> ActivationStatistics:
         """Statistics of no token.
 
         Args:
             width: Features of the input.
             gram: Whether to keep ``cross``.
+            outputs: Features of the drift; 0 not to follow it.
             device: Where to keep them.
         """
-        mean, scatter, within = torch.zeros(3, width, device=device).unbind()
-        cross = torch.zeros(width, width, device=device) if gram else None
-        return cls(0.0, 0, mean.clone(), scatter.clone(), within.clone(), cross, {})
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, device=device)
+
+        cross = zeros(width, width) if gram else None
+        moments = zeros(width), zeros(width), zeros(width), cross
+        drift = zeros(outputs), zeros(outputs), zeros(outputs, width)
+        return cls(0.0, 0, *moments, *drift)
 
     @classmethod
     def of(
-        cls, inputs: torch.Tensor, weights: torch.Tensor, *, gram: bool = False
+        cls,
+        inputs: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        gram: bool = False,
+        drift: torch.Tensor | None = None,
     ) -> ActivationStatistics:
         """Statistics of one batch.
 
@@ -60,27 +84,45 @@ class ActivationStatistics:
             inputs: ``[batch, sequence, in]``, any float dtype.
             weights: Weight of each token, ``[batch, sequence]``; 0 for padding.
             gram: Whether to take ``cross``.
+            drift: Of the layer's output, ``[batch, sequence, out]``; None not to
+                follow it.
         """
         used = weights.sum(dim=1) > 0
         weights = weights[used].float()
-        # Zero weight must silence even a padding row that is not finite.
-        inputs = inputs[used].float().masked_fill(weights.unsqueeze(-1) == 0, 0.0)
-        if not used.any():
-            return cls.empty(inputs.shape[-1], gram=gram, device=inputs.device)
-        totals = weights.sum(dim=1, keepdim=True)
-        sequence_means = torch.einsum("bt,bti->bi", weights, inputs) / totals
-        count = totals.sum()
-        mean = (totals * sequence_means).sum(dim=0) / count
-        within = torch.einsum(
-            "bt,bti->i", weights, (inputs - sequence_means.unsqueeze(1)).square()
+        if drift is None:
+            drift = inputs[..., :0]
+        # Zero weight must silence even a padding row that is not finite. These are copies.
+        inputs, drift = (
+            x[used].float().masked_fill(weights.unsqueeze(-1) == 0, 0.0)
+            for x in (inputs, drift)
         )
-        centred = (inputs - mean) * weights.sqrt().unsqueeze(-1)
-        flat = centred.flatten(0, 1)
+        if not used.any():
+            width, outputs = inputs.shape[-1], drift.shape[-1]
+            return cls.empty(width, gram=gram, outputs=outputs, device=inputs.device)
+        totals = weights.sum(dim=1)
+        count = totals.sum()
+        means = torch.bmm(weights.unsqueeze(1), inputs).squeeze(1) / totals.unsqueeze(1)
+        mean = (totals @ means) / count
+        own = (inputs - means.unsqueeze(1)).square_().flatten(0, 1)
+        root = weights.sqrt().unsqueeze(-1)
+        flat = inputs.sub_(mean).mul_(root).flatten(0, 1)
         cross = flat.T @ flat if gram else None
         scatter = (
             cross.diagonal().clone() if cross is not None else flat.square().sum(dim=0)
         )
-        return cls(float(count), int(used.sum()), mean, scatter, within, cross, {})
+        drift_mean = weights.flatten() @ drift.flatten(0, 1) / count
+        moved = drift.sub_(drift_mean).mul_(root).flatten(0, 1)
+        return cls(
+            float(count),
+            int(used.sum()),
+            mean,
+            scatter,
+            weights.flatten() @ own,
+            cross,
+            drift_mean,
+            moved.square().sum(dim=0),
+            moved.T @ flat,
+        )
 
     def add_(self, other: ActivationStatistics) -> ActivationStatistics:
         """Add the statistics of other tokens in place; returns self."""
@@ -94,7 +136,13 @@ class ActivationStatistics:
         if self.cross is not None and other.cross is not None:
             cross = other._value("cross")
             self._sum_("cross", cross.addr(shift, shift, alpha=between))
+        moved = other._value("drift_mean") - self._value("drift_mean")
+        scatter = other._value("drift_scatter") + between * moved.square()
+        self._sum_("drift_scatter", scatter)
+        cross = other._value("drift_cross").addr(moved, shift, alpha=between)
+        self._sum_("drift_cross", cross)
         self._sum_("mean", shift * (other.count / count))
+        self._sum_("drift_mean", moved * (other.count / count))
         self.count = count
         self.sequences += other.sequences
         return self
@@ -109,21 +157,37 @@ class ActivationStatistics:
         """
         own = torch.tensor([self.count, self.sequences], dtype=torch.float64)
         count, sequences = total(own.to(self.mean.device)).tolist()
-        mean = total(self._value("mean").double() * (self.count / count)).float()
+
+        def of_all(name: str) -> torch.Tensor:
+            return total(self._value(name).double() * (self.count / count)).float()
+
+        mean, drift_mean = of_all("mean"), of_all("drift_mean")
         shift = self._value("mean") - mean
-        scatter = self._value("scatter") + self.count * shift.square()
+        moved = self._value("drift_mean") - drift_mean
+        between = self.count
         cross = None
         if self.cross is not None:
-            cross = total(self._value("cross").addr(shift, shift, alpha=self.count))
-        within = total(self._value("within").clone())
+            cross = total(self._value("cross").addr(shift, shift, alpha=between))
+        drift_cross = self._value("drift_cross").addr(moved, shift, alpha=between)
         return ActivationStatistics(
-            count, int(sequences), mean, total(scatter), within, cross, {}
+            count,
+            int(sequences),
+            mean,
+            total(self._value("scatter") + between * shift.square()),
+            total(self._value("within").clone()),
+            cross,
+            drift_mean,
+            total(self._value("drift_scatter") + between * moved.square()),
+            total(drift_cross),
         )
 
     def __add__(self, other: ActivationStatistics) -> ActivationStatistics:
         """Statistics of the tokens of both."""
         copy = ActivationStatistics.empty(
-            len(self.mean), gram=self.cross is not None, device=self.mean.device
+            len(self.mean),
+            gram=self.cross is not None,
+            outputs=len(self.drift_mean),
+            device=self.mean.device,
         )
         return copy.add_(self).add_(other)
 
@@ -154,22 +218,29 @@ class ActivationStatistics:
         mean = self._value("mean")
         return covariance if centred else covariance.addr(mean, mean)
 
-    def reordered(self, order: torch.Tensor) -> ActivationStatistics:
-        """Statistics of the features in another order: position i is feature ``order[i]``."""
+    def drift(self, *, centred: bool = False) -> torch.Tensor:
+        """``E[d x^T]`` of the drift d, or with ``centred`` its covariance, ``[out, in]``."""
+        covariance = self._value("drift_cross") / self.count
+        mean, moved = self._value("mean"), self._value("drift_mean")
+        return covariance if centred else covariance.addr(moved, mean)
 
-        def take(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor[order][:, order] if tensor.ndim == 2 else tensor[order]
+    @property
+    def drift_variance(self) -> torch.Tensor:
+        """Population variance of the drift, ``[out]``."""
+        return self._value("drift_scatter") / self.count
 
-        lost = {name: take(tensor) for name, tensor in self._lost.items()}
-        cross = None if self.cross is None else take(self.cross)
-        return ActivationStatistics(
-            self.count,
-            self.sequences,
-            take(self.mean),
-            take(self.scatter),
-            take(self.within),
-            cross,
-            lost,
+    def of_outputs(self, rows: slice) -> ActivationStatistics:
+        """With the drift of some of the outputs; everything else is shared."""
+        lost = dict(self._lost)
+        for name in ("drift_mean", "drift_scatter", "drift_cross"):
+            if name in lost:
+                lost[name] = lost[name][rows]
+        return replace(
+            self,
+            drift_mean=self.drift_mean[rows],
+            drift_scatter=self.drift_scatter[rows],
+            drift_cross=self.drift_cross[rows],
+            _lost=lost,
         )
 
     def _sum_(self, name: str, term: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -158,7 +159,7 @@ def test_pairs_hold_every_text_and_two_texts_each(texts: list[str]) -> None:
 def test_a_model_that_scores_pairs_is_calibrated_on_pairs(tiny_scorer: Path) -> None:
     loaded = load_model(str(tiny_scorer))
     texts = ["the man plays", "paris", "an old book of the river"]
-    (batch,) = calibration_batches(loaded, texts, 32)
+    (batch,) = calibration_batches(loaded, texts, Calibration(max_tokens=32))
     assert batch.token_type_ids is not None
     for ids, mask, kinds in zip(
         batch.input_ids, batch.attention_mask, batch.token_type_ids, strict=True
@@ -197,3 +198,21 @@ def test_the_labelled_samples_hold_together() -> None:
     documents = {row["id"] for row in rows if row["type"] == "document"}
     queries = [row for row in rows if row["type"] == "query"]
     assert all(set(row["relevant"]) <= documents and row["relevant"] for row in queries)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "embedding", "ner"),
+    [("auto", True, False), ("text", True, True), ("token", False, False)],
+)
+def test_what_counts_alike_in_calibration(
+    tiny_embedding: Path, tiny_ner: Path, weighting: Any, embedding: bool, ner: bool
+) -> None:
+    texts = ["the man plays a flute", "paris"]
+    calibration = Calibration(weighting=weighting)
+    for folder, by_text in ((tiny_embedding, embedding), (tiny_ner, ner)):
+        loaded = load_model(str(folder))
+        (batch,) = calibration_batches(loaded, texts, calibration)
+        total = batch.weights.sum(dim=1)
+        lengths = batch.attention_mask.sum(dim=1).float()
+        assert total.tolist() == pytest.approx([1, 1] if by_text else lengths.tolist())
+        assert bool(((batch.weights > 0) == (batch.attention_mask > 0)).all())

@@ -172,3 +172,43 @@ def test_without_gram_asking_for_it_says_so() -> None:
     found = ActivationStatistics.of(torch.randn(1, 3, 2), torch.ones(1, 3))
     with pytest.raises(ValueError, match="without the Gram"):
         found.gram()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    parts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    outputs=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
+)
+def test_drift_equals_numpy(parts: list[int], outputs: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    rows = sum(parts)
+    inputs = draw.normal(-3, 2, (rows, 5, 4)).astype(np.float32)
+    drift = draw.normal(1, 2, (rows, 5, outputs)).astype(np.float32)
+    weights = draw.random((rows, 5)).astype(np.float32)
+    weights[:, 3:] *= draw.random() < 0.5
+    ends = np.cumsum(parts)[:-1]
+    found = [
+        ActivationStatistics.of(
+            torch.tensor(x), torch.tensor(w), gram=True, drift=torch.tensor(d)
+        )
+        for x, w, d in zip(
+            *(np.split(a, ends) for a in (inputs, weights, drift)), strict=True
+        )
+    ]
+    w = (weights / weights.sum(dtype=np.float64)).astype(np.float64)
+    mean, moved = (np.einsum("bt,bti->i", w, a) for a in (inputs, drift))
+    covariance = np.einsum("bt,bto,bti->oi", w, drift - moved, inputs - mean)
+    variance = np.einsum("bt,bto->o", w, (drift - moved) ** 2)
+
+    one = ActivationStatistics.empty(4, gram=True, outputs=outputs)
+    for part in found:
+        one.add_(part)
+    np.testing.assert_allclose(one.drift(centred=True), covariance, atol=2e-4)
+    np.testing.assert_allclose(
+        one.drift(), covariance + np.outer(moved, mean), atol=2e-4
+    )
+    np.testing.assert_allclose(one.drift_variance, variance, atol=2e-4)
+    some = one.of_outputs(slice(0, 1))
+    np.testing.assert_allclose(some.drift(centred=True), covariance[:1], atol=2e-4)
+    assert some.cross is one.cross

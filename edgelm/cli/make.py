@@ -84,6 +84,13 @@ OUTPUT = click.Path(path_type=Path)
     show_default=True,
     help="Cut calibration texts to this many tokens.",
 )
+@click.option(
+    "--weighting",
+    type=click.Choice(["auto", "text", "token"]),
+    default="auto",
+    show_default=True,
+    help="What counts alike in calibration; auto: texts for embeddings, else tokens.",
+)
 @click.option("--task", type=TASKS, help="What the model is for; else inferred.")
 @click.option(
     "--device",
@@ -129,6 +136,7 @@ def compress(
     texts: str,
     max_texts: int,
     max_tokens: int,
+    weighting: str,
     task: Any,
     device: str,
     spill: bool,
@@ -173,6 +181,7 @@ def compress(
             "texts": texts,
             "max_texts": max_texts,
             "max_tokens": max_tokens,
+            "weighting": weighting,
             "seed": seed,
         }
         data = {"calibration": calibration, "steps": [step]}

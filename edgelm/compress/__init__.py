@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgelm import schema
-from edgelm.compress import allocation, distributed
+from edgelm import layers, schema
+from edgelm.compress import allocation, distributed, sequential
 from edgelm.compress.blocks import Blocks
+from edgelm.compress.sequential import OpenBlock
 from edgelm.compress.sizes import sizes
 from edgelm.compress.sparsify import LayerReport, Sparsify, sparsify_block
 from edgelm.errors import CompressionError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edgelm.calibration import Batch
-    from edgelm.compress.sequential import Flow
 
 __all__ = ["METHODS", "Blocks", "LayerReport", "Method", "Sparsify", "compress"]
 
@@ -35,7 +34,7 @@ class Method:
 
     config: type[Any]
     plan: Callable[[Any, Blocks, int, Sequence[Batch]], list[Any]]
-    block: Callable[..., list[LayerReport]]
+    block: Callable[[OpenBlock, Any], list[LayerReport]]
 
 
 METHODS: dict[str, Method] = {
@@ -90,71 +89,50 @@ def _run_step(
     sets: tuple[Sequence[Batch], Sequence[Batch]],
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    from edgelm.compress import sequential
-
     name, method = method_of(step)
     _check_skip(blocks, step.skip)
     rows: list[dict[str, Any]] = []
     plan = method.plan(step, blocks, number, sets[0])
     with blocks.around(), blocks.open(number, 0):
-        flows = [
-            sequential.start(blocks.model, batches, blocks.spill) for batches in sets
-        ]
-    for index in range(len(blocks)):
+        now = [sequential.start(blocks.model, b, blocks.spill) for b in sets]
+    before = [sequential.copies(f, blocks.spill) for f in now if step.follows_drift]
+    where = layers.architecture(blocks.model.config.model_type)
+    for index, path in enumerate(blocks.names):
         with blocks.open(number, index) as block:
+            dense = copy.deepcopy(block) if step.follows_drift else None
+            opened = OpenBlock(path, index, block, dense, where, now, before)
             if distributed.all_agree(blocks.is_finished(number, index)):
                 done = blocks.restore(number, index)
             else:
-                done = _run_block(
-                    blocks, number, index, block, plan[index], method, flows
-                )
+                done = _run_block(blocks, number, opened, plan[index], method)
                 blocks.finish(number, index, done)
-            for flow in flows:
-                sequential.advance_(blocks.model, index, flow)
+            opened.advance_()
         rows += done
         progress(name, index + 1, len(blocks))
     return rows
 
 
 def _run_block(
-    blocks: Blocks,
-    number: int,
-    index: int,
-    block: nn.Module,
-    step: Any,
-    method: Method,
-    flows: Sequence[Sequence[Flow]],
+    blocks: Blocks, number: int, block: OpenBlock, step: Any, method: Method
 ) -> list[dict[str, Any]]:
-    from edgelm import layers
-    from edgelm.compress import sequential
-
-    path, began = blocks.names[index], time.monotonic()
-    fit, judge = (
-        {
-            f"{path}.{n}": s
-            for n, s in sequential.observe(blocks.model, index, f).items()
-        }
-        for f in flows
-    )
-    linears = {f"{path}.{n}": m for n, m in layers.linears(blocks.model, block)}
-    where = layers.architecture(blocks.model.config.model_type)
-    reports = method.block(linears, step, fit, judge, where)
+    began = time.monotonic()
+    reports = method.block(block, step)
     seconds = (time.monotonic() - began) / max(len(reports), 1)
-    return [
-        {
-            **schema.plain(r),
+    rows = []
+    for report in reports:
+        layer = block.layer(report.layer.removeprefix(f"{block.path}."))
+        row = {
+            **schema.plain(report),
             "step": number,
             "seconds": round(seconds, 3),
-            "bytes": sizes(blocks.stored_weight(index, linears[r.layer])),
+            "bytes": sizes(blocks.stored_weight(block.index, layer)),
         }
-        for r in reports
-    ]
+        rows.append(row)
+    return rows
 
 
 def _check_skip(blocks: Blocks, skip: Sequence[str]) -> None:
-    from edgelm.layers import architecture
-
-    linears = architecture(blocks.model.config.model_type).linears
+    linears = layers.architecture(blocks.model.config.model_type).linears
     for part in skip:
         if not any(part in f"{path}.{n}" for path in blocks.names for n in linears):
             raise CompressionError(

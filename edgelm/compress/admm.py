@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from edgelm.compress.least_squares import normalised
 from edgelm.compress.patterns import Pattern, make_mask, parse_pattern
 from edgelm.errors import ConfigError
 
@@ -124,10 +125,7 @@ def repair(
 
 
 def _system(weight: torch.Tensor, gram: torch.Tensor, config: Admm) -> _System:
-    g = gram.double()
-    scale = g.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(scale > 0, scale, scale.max().clamp(min=1e-12))
-    g = g / torch.outer(scale, scale)
+    g, scale = normalised(gram)
     eye = torch.eye(len(g), dtype=g.dtype, device=g.device)
     g = g + config.damping * g.diagonal().mean() * eye
     dense = weight.double() * scale

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgelm.compress.patterns import parse_pattern
 from edgelm.compress.saliency import wanda
 from edgelm.errors import ConfigError
-from edgelm.layers import linears, weight_matrix
+from edgelm.layers import architecture, linears, weight_matrix
 
 if TYPE_CHECKING:
     from edgelm.calibration import Batch
@@ -87,17 +87,17 @@ def progressive(blocks: int, sparsity: float, band: float) -> list[float]:
 def _outliers(blocks: Blocks, step: int, batches: Sequence[Batch]) -> list[float]:
     from edgelm.compress import sequential
 
-    shares = []
+    shares, where = [], architecture(blocks.model.config.model_type)
     with blocks.around(), blocks.open(step, 0):
         flows = sequential.start(blocks.model, batches, blocks.spill)
     for index in range(len(blocks)):
         with blocks.open(step, index) as block:
-            statistics = sequential.observe(blocks.model, index, flows)
+            statistics = sequential.observe(block, index, flows, where.linears, where)
             saliencies = [
                 wanda(weight_matrix(module), statistics[name]).flatten()
                 for name, module in linears(blocks.model, block)
             ]
-            sequential.advance_(blocks.model, index, flows)
+            sequential.advance_(block, index, flows)
         count = sum(len(s) for s in saliencies)
         mean = sum(float(s.double().sum()) for s in saliencies) / count
         many = sum(int((s > _OUTLIER * mean).sum()) for s in saliencies)

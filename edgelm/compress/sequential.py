@@ -1,9 +1,11 @@
-"""Block by block: statistics of a block from the blocks before it as they are now.
+"""Block by block, layer by layer: statistics of a layer's input as it is by then.
 
 Each batch goes through the model once to record how its blocks are called; after
-that only blocks run, each twice: once dense, to see its inputs, and once compressed,
-to make the inputs of the next. Hidden states and statistics are float32 whatever the
-model's dtype is.
+that only blocks run. A layer's statistics are taken when the layers before it are
+compressed already, those in its own block too. Beside that, where a method asks for it, the
+batches flow through the model as it was, so that a layer can make up for what the
+layers before it have changed (its drift). Hidden states and statistics are float32
+whatever the model's dtype is.
 """
 
 from __future__ import annotations
@@ -11,21 +13,23 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from edgelm import layers
-from edgelm.calibration import Batch
 from edgelm.compress.distributed import combine
 from edgelm.errors import CompressionError
 from edgelm.statistics import ActivationStatistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edgelm.calibration import Batch
 
 Statistics = dict[str, ActivationStatistics]
 
@@ -69,7 +73,7 @@ def start(
     flows = []
     for batch in batches:
         mask = batch.attention_mask.to(device)
-        flow = Flow(torch.empty(0), mask.float())
+        flow = Flow(torch.empty(0), batch.weights.to(device))
         with _recording(found, flow), _float32(model, found):
             base: nn.Module = model.base_model
             known = inspect.signature(base.forward).parameters
@@ -85,75 +89,241 @@ def start(
     return flows
 
 
-def observe(model: PreTrainedModel, index: int, flows: Sequence[Flow]) -> Statistics:
+def copies(flows: Sequence[Flow], spill: Path | None = None) -> list[Flow]:
+    """Flows of the same calls with hidden states of their own."""
+    return [
+        replace(f, hidden=_spilled(f.hidden, spill) if spill else f.hidden.clone())
+        for f in flows
+    ]
+
+
+@dataclass(frozen=True)
+class OpenBlock:
+    """A block that is being compressed, and the batches at its door.
+
+    Attributes:
+        path: Its name in the model.
+        index: Its number.
+        module: The block, float32; compressed layer by layer.
+        dense: A copy of it as the step found it; None where drift is not followed.
+        where: The model's architecture.
+        sets: The flows to compute with, and those to judge by.
+        dense_sets: The same through the model as the step found it; empty without drift.
+    """
+
+    path: str
+    index: int
+    module: nn.Module
+    dense: nn.Module | None
+    where: layers.Architecture
+    sets: Sequence[Sequence[Flow]]
+    dense_sets: Sequence[Sequence[Flow]] = ()
+
+    def layer(self, name: str) -> nn.Module:
+        """A linear layer, by its name in the block."""
+        return self.module.get_submodule(name)
+
+    def full(self, name: str) -> str:
+        """A layer's name in the model."""
+        return f"{self.path}.{name}"
+
+    def observe(self, names: Sequence[str]) -> tuple[Statistics, Statistics]:
+        """Statistics of the inputs of linear layers as they are now, from either set.
+
+        Args:
+            names: Of layers, in the order in which they run.
+
+        Returns:
+            Statistics by layer name, to compute with and to judge by.
+
+        Raises:
+            CompressionError: An input of a layer is not finite.
+        """
+        fit, held_out = (
+            observe(
+                self.module,
+                self.index,
+                flows,
+                names,
+                self.where,
+                (self.dense, self.dense_sets[number]) if self.dense else None,
+                self.path,
+            )
+            for number, flows in enumerate(self.sets)
+        )
+        return fit, held_out
+
+    def advance_(self) -> None:
+        """Move all batches through the block, in place."""
+        for flows in self.sets:
+            advance_(self.module, self.index, flows)
+        for flows in self.dense_sets:
+            assert self.dense is not None
+            advance_(self.dense, self.index, flows)
+
+
+def observe(
+    block: nn.Module,
+    index: int,
+    flows: Sequence[Flow],
+    names: Sequence[str],
+    where: layers.Architecture,
+    beside: tuple[nn.Module, Sequence[Flow]] | None = None,
+    path: str = "block",
+) -> Statistics:
     """Statistics of the inputs of a block's linear layers, over all processes' texts.
 
     Args:
-        model: In evaluation mode.
-        index: Which block.
+        block: The block, in evaluation mode.
+        index: Its number.
         flows: The batches, at the door of the block; they stay there.
+        names: The layers to watch; the block runs no further than these need.
+        where: The model's architecture.
+        beside: The block as it was with flows of its own, to follow the drift; the
+            watched layers of both must still be the same.
+        path: How to name the block in an error.
 
     Returns:
-        Statistics by layer name; layers that share an input share the object.
+        Statistics by layer name. Layers that share an input share all but the drift.
 
     Raises:
         CompressionError: An input of a layer is not finite.
     """
-    name, block = layers.blocks(model)[index]
-    observer = _Observer(name)
-    for flow in flows:
-        observer.seen.clear()
-        with _hooks(model, block, partial(observer.see, flow.weights)):
-            _advance(block, index, flow)
-    shared = {name: combine(own) for name, own in observer.collected.items()}
-    return {layer: shared[leader] for layer, leader in observer.leaders.items()}
+    collected: Statistics = {}
+    rows: dict[str, tuple[str, slice]] = {}
+    for number, flow in enumerate(flows):
+        now = _watch(block, index, flow, names, where)
+        if beside is not None:
+            dense, dense_flows = beside
+            before = _watch(dense, index, dense_flows[number], names, where)
+        for shared in _by_input(now, flow.weights.numel()):
+            inputs = now[shared[0]].inputs.reshape(*flow.weights.shape, -1)
+            drift = None
+            if beside is not None:
+                moved = [before[i].output - now[i].output for i in shared]
+                drift = torch.cat(moved, dim=-1).reshape(*flow.weights.shape, -1)
+            new = ActivationStatistics.of(inputs, flow.weights, gram=True, drift=drift)
+            leader, first = now[shared[0]].layer, 0
+            if not bool(torch.isfinite(new.scatter).all()):
+                raise CompressionError(
+                    f"The inputs of {path}.{leader} are not finite. "
+                    "Check the model's weights for NaN."
+                )
+            for i in shared:
+                last = first + now[i].output.shape[-1]
+                rows[now[i].layer] = (leader, slice(first, last))
+                first = last
+            known = collected.get(leader)
+            collected[leader] = new if known is None else known.add_(new)
+    whole = {leader: combine(own) for leader, own in collected.items()}
+    return {
+        name: whole[leader].of_outputs(part) for name, (leader, part) in rows.items()
+    }
 
 
-def advance_(model: PreTrainedModel, index: int, flows: Sequence[Flow]) -> None:
+def advance_(block: nn.Module, index: int, flows: Sequence[Flow]) -> None:
     """Move all batches through a block, in place."""
-    block = layers.blocks(model)[index][1]
     for flow in flows:
         hidden = _advance(block, index, flow)
         flow.hidden = flow.hidden.copy_(hidden) if flow.spilled else hidden
 
 
-@dataclass
-class _Observer:
-    """Collects statistics of the inputs of a block's linear layers.
+@dataclass(frozen=True)
+class _Call:
+    """One call of a linear layer.
 
     Attributes:
-        block: Name of the block.
-        collected: Statistics by the first layer that takes an input.
-        leaders: For each layer, the first one that takes the same input.
-        seen: Inputs of the current batch. They are kept so that no later tensor
-            can be taken for one of them.
+        layer: Its name in the block.
+        inputs: What went in.
+        output: What came out; with the residual beside it, where it joins one.
     """
 
-    block: str
-    collected: Statistics = field(default_factory=dict)
-    leaders: dict[str, str] = field(default_factory=dict)
-    seen: list[tuple[torch.Tensor, str]] = field(default_factory=list)
+    layer: str
+    inputs: torch.Tensor
+    output: torch.Tensor
 
-    def see(self, weights: torch.Tensor, name: str, inputs: torch.Tensor) -> None:
-        """Take an input into account, once for all layers that share it."""
-        if inputs.shape[:-1].numel() != weights.numel():
-            return  # not tokens: DeBERTa also projects relative positions
-        for other, leader in self.seen:
-            if other is inputs:
-                self.leaders.setdefault(name, leader)
-                return
-        self.seen.append((inputs, name))
-        self.leaders.setdefault(name, name)
-        width = inputs.shape[-1]
-        tokens = inputs.reshape(*weights.shape, width)
-        new = ActivationStatistics.of(tokens, weights, gram=True)
-        if not bool(torch.isfinite(new.scatter).all()):
-            raise CompressionError(
-                f"The inputs of {self.block}.{name} are not finite. "
-                "Check the model's weights for NaN."
+
+class _Enough(Exception):
+    """Nothing that is still to run in the block is asked for."""
+
+
+def _watch(
+    block: nn.Module,
+    index: int,
+    flow: Flow,
+    names: Sequence[str],
+    where: layers.Architecture,
+) -> list[_Call]:
+    """The calls of some layers in a block, in order."""
+    calls = [(args, kwargs) for called, args, kwargs in flow.calls if called == index]
+    hidden = flow.hidden.to(flow.weights.device)
+    found: list[_Call] = []
+    first_ffn: list[torch.Tensor] = []
+    to_the_end = where.residual == "pre" and where.ffn_out in names
+    wanted, last, since = set(names), False, 0
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(
+            module: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor
+        ) -> None:
+            found.append(_Call(name, args[0], out))
+            if last and not to_the_end and {c.layer for c in found[since:]} == wanted:
+                raise _Enough
+
+        return see
+
+    watched = {name: hook(name) for name in names}
+    handles = [
+        block.get_submodule(name).register_forward_hook(see)
+        for name, see in watched.items()
+    ]
+    if where.residual == "post" and where.ffn_out in names:
+        handles.append(
+            block.get_submodule(where.ffn_in[0]).register_forward_pre_hook(
+                lambda _, args: first_ffn.append(args[0])
             )
-        empty = ActivationStatistics.empty(width, gram=True, device=tokens.device)
-        self.collected.setdefault(name, empty).add_(new)
+        )
+    try:
+        for number, (args, kwargs) in enumerate(calls):
+            last, since = number == len(calls) - 1, len(found)
+            output = hidden
+            with suppress(_Enough):
+                output = _hidden(block(hidden, *args, **kwargs))
+            for i, call in enumerate(found[since:], since):
+                residual: torch.Tensor | float = 0.0
+                if call.layer == where.attention_out and where.residual:
+                    residual = hidden
+                elif call.layer == where.ffn_out and where.residual == "post":
+                    residual = first_ffn.pop()
+                elif call.layer == where.ffn_out and where.residual == "pre":
+                    residual = output - call.output
+                found[i] = replace(call, output=call.output + residual)
+            hidden = output
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _by_input(calls: Sequence[_Call], tokens: int) -> list[list[int]]:
+    """Calls of the same input together; but those whose input is not of tokens.
+
+    DeBERTa also projects relative positions.
+    """
+    groups: list[list[int]] = []
+    for i, call in enumerate(calls):
+        if call.inputs.shape[:-1].numel() != tokens:
+            continue
+        if groups and calls[groups[-1][0]].inputs is call.inputs:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _hidden(output: Any) -> torch.Tensor:
+    """The hidden states in what a block gives."""
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def _advance(block: nn.Module, index: int, flow: Flow) -> torch.Tensor:
@@ -161,8 +331,7 @@ def _advance(block: nn.Module, index: int, flow: Flow) -> torch.Tensor:
     hidden = flow.hidden.to(flow.weights.device)
     for called, args, kwargs in flow.calls:
         if called == index:
-            output = block(hidden, *args, **kwargs)
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            hidden = _hidden(block(hidden, *args, **kwargs))
     return hidden
 
 
@@ -238,25 +407,5 @@ def _float32(model: PreTrainedModel, found: Sequence[nn.Module]) -> Iterator[Non
     finally:
         for parameter, data in changed:
             parameter.data = data
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _hooks(
-    model: PreTrainedModel, block: nn.Module, hook: Callable[[str, torch.Tensor], None]
-) -> Iterator[None]:
-    """While open, ``hook(name, inputs)`` is called before each linear layer of a block."""
-
-    def before(name: str) -> Callable[..., None]:
-        return lambda module, args: hook(name, args[0])
-
-    handles = [
-        layer.register_forward_pre_hook(before(name))
-        for name, layer in layers.linears(model, block)
-    ]
-    try:
-        yield
-    finally:
         for handle in handles:
             handle.remove()

@@ -8,9 +8,8 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
 
-from edgelm.compress import admm, dsnot, obs, permute, swaps
+from edgelm.compress import admm, dsnot, least_squares, obs, permute, swaps
 from edgelm.compress.admm import Admm
 from edgelm.compress.dsnot import Dsnot
 from edgelm.compress.patterns import (
@@ -21,9 +20,10 @@ from edgelm.compress.patterns import (
     parse_pattern,
 )
 from edgelm.compress.saliency import SALIENCIES
+from edgelm.compress.sequential import OpenBlock
 from edgelm.compress.swaps import Swaps
 from edgelm.errors import CompressionError, ConfigError
-from edgelm.layers import Architecture, weight_matrix
+from edgelm.layers import weight_matrix
 from edgelm.statistics import ActivationStatistics
 
 
@@ -40,11 +40,14 @@ class Sparsify:
         repair: What makes up for the pruned weights: the bias alone, or the bias and
             new values for the weights that stay; ``auto`` as for ``refine``.
         dsnot: Parameters of DSnoT.
+        drift: Where the repair solves for weights: the share of the drift (what the layers
+            before have changed in this layer's output) that it makes up for.
         swaps: Parameters of the exact swaps.
         admm: Parameters of ADMM, as refinement and as repair.
         allocation: How a fraction is shared out among the blocks: alike; denser where
             outliers are (OWL); or denser at the front (progressive).
-        band: How far a block's sparsity may be from the mean.
+        band: Of the allocation: how far from the mean the first and the last block are
+            (progressive); half of how far any two blocks are apart (OWL).
         permute: For N:M, bring the inner channels of each feed-forward network into an
             order in which the pattern keeps more; it costs nothing when running.
         skip: Layers to leave dense: parts of their names, for example ``"attention"``.
@@ -56,6 +59,7 @@ class Sparsify:
     saliency: Literal["magnitude", "ria", "sparsegpt", "wanda"] = "wanda"
     refine: Literal["none", "dsnot", "swaps", "admm", "auto"] = "auto"
     repair: Literal["none", "bias", "admm", "sparsegpt", "auto"] = "auto"
+    drift: float = 0.5
     dsnot: Dsnot = field(default_factory=Dsnot)
     swaps: Swaps = field(default_factory=Swaps)
     admm: Admm = field(default_factory=Admm)
@@ -75,6 +79,10 @@ class Sparsify:
             raise ConfigError(
                 f"The 'band' parameter of Sparsify must be in [0, 0.5). Got {self.band} instead."
             )
+        if not 0 <= self.drift <= 1:
+            raise ConfigError(
+                f"The 'drift' parameter of Sparsify must be in [0, 1]. Got {self.drift} instead."
+            )
         if pattern.group and self.allocation != "uniform":
             raise ConfigError(
                 f"The pattern {pattern} is the same in every block; the allocation "
@@ -85,14 +93,20 @@ class Sparsify:
                 "Permuting channels helps only patterns N:M. Leave it out, or choose one, such as --sparsity 2:4."
             )
 
+    @property
+    def follows_drift(self) -> bool:
+        """Whether it needs the hidden states of the model as it was."""
+        return self.drift > 0 and self.repair in SOLVING
+
 
 @dataclass(frozen=True)
 class LayerReport:
     """What happened to one layer.
 
-    Errors are ``E|y - y'|^2 / E|y|^2`` of the layer's output over held-out calibration
-    tokens, for its inputs as they are after the layers before it were compressed. Where
-    the bias takes up the mean of the error, they are what is left after that.
+    Errors are ``E|y - y'|^2 / E|y|^2`` over held-out calibration tokens: y' is the layer's
+    output for its inputs as they are after the layers before it were compressed, y what
+    the dense layer gives on them, with the share of the drift that is to be made up for.
+    Where the bias takes up the mean of the error, they are what is left after that.
 
     Attributes:
         layer: Name in the model.
@@ -126,30 +140,57 @@ class Layer:
         shifts: Whether the layer's bias takes up the mean of the error.
         fit: Statistics of its input to compute with.
         held_out: Statistics of its input to judge by.
+        drift: Share of the drift to make up for.
     """
 
     weight: torch.Tensor
     shifts: bool
     fit: ActivationStatistics
     held_out: ActivationStatistics
+    drift: float = 0.0
 
-    @property
+    @cached_property
     def gram(self) -> torch.Tensor:
         """What the weights must answer for: not the mean, where the bias does."""
         return self.fit.gram(centred=self.shifts)
 
+    @cached_property
+    def aim(self) -> torch.Tensor:
+        """The dense weight that would do best, ``[out, in]``: pruning starts from it.
+
+        The wanted output is ``W x + drift d``. To come near it with another weight is to
+        come near ``aim x``: ``aim`` solves the least squares problem, so what it leaves
+        is orthogonal to x. It is ``W`` where held-out text says that d cannot be told
+        from x.
+        """
+        if not self.drift:
+            return self.weight
+        moved = self.drift * self.fit.drift(centred=self.shifts)
+        solved = self.weight + least_squares.solve(self.gram, moved)
+        return solved if self.error(solved) < self.error(self.weight) else self.weight
+
     def shift(self, weight: torch.Tensor) -> torch.Tensor | None:
-        """What a new weight makes the bias take up, ``[out]``: ``(W - W') E[x]``."""
-        return (self.weight - weight) @ self.fit.mean if self.shifts else None
+        """What a new weight makes the bias take up, ``[out]``: the mean of the error."""
+        if not self.shifts:
+            return None
+        shift = (self.weight - weight) @ self.fit.mean
+        return shift + self.drift * self.fit.drift_mean if self.drift else shift
 
     def error(self, weight: torch.Tensor) -> float:
         """Relative output error of a new weight ``[out, in]`` on held-out tokens."""
-        change = self.weight - weight
-        covariance, mean = self.held_out.gram(centred=True), self.held_out.mean
+        change, seen = self.weight - weight, self.held_out
+        rest = change @ seen.mean
+        lost = ((change @ seen.gram(centred=True)) * change).sum()
+        if self.drift:
+            moved = self.drift * seen.drift(centred=True)
+            lost = lost + 2 * (change * moved).sum()
+            lost = lost + self.drift**2 * seen.drift_variance.sum()
+            rest = rest + self.drift * seen.drift_mean
         shift = self.shift(weight)
-        rest = change @ mean if shift is None else change @ mean - shift
-        lost = float(((change @ covariance) * change).sum() + rest.square().sum())
-        return max(lost, 0.0) / self.energy if self.energy > 0 else 0.0
+        if shift is not None:
+            rest = rest - shift
+        error = float(lost + rest.square().sum())
+        return max(error, 0.0) / self.energy if self.energy > 0 else 0.0
 
     @cached_property
     def energy(self) -> float:
@@ -164,49 +205,43 @@ Repair = Callable[[Layer, torch.Tensor, Pattern, Sparsify], torch.Tensor]
 REFINEMENTS: dict[str, Refine] = {
     "none": lambda layer, keep, saliency, pattern, config: keep,
     "dsnot": lambda layer, keep, saliency, pattern, config: dsnot.refine(
-        layer.weight, keep, saliency, layer.fit, pattern, config.dsnot
+        layer.aim, keep, saliency, layer.fit, pattern, config.dsnot
     ),
     "swaps": lambda layer, keep, saliency, pattern, config: swaps.refine(
-        layer.weight, keep, layer.gram, pattern, config.swaps
+        layer.aim, keep, layer.gram, pattern, config.swaps
     ),
     # A new mask, whatever the first one was.
     "admm": lambda layer, keep, saliency, pattern, config: admm.refine(
-        layer.weight, layer.gram, pattern, config.admm
+        layer.aim, layer.gram, pattern, config.admm
     ),
 }
 REPAIRS: dict[str, Repair] = {
-    "none": lambda layer, keep, pattern, config: layer.weight * keep,
-    "bias": lambda layer, keep, pattern, config: layer.weight * keep,
+    "none": lambda layer, keep, pattern, config: layer.aim * keep,
+    "bias": lambda layer, keep, pattern, config: layer.aim * keep,
     "admm": lambda layer, keep, pattern, config: admm.repair(
-        layer.weight, keep, layer.gram, config.admm
+        layer.aim, keep, layer.gram, config.admm
     ),
     "sparsegpt": lambda layer, keep, pattern, config: obs.prune(
-        layer.weight, layer.gram, pattern, keep
+        layer.aim, layer.gram, pattern, keep
     )[0],
 }
 
 
-# Without a bias, "bias" is the masked weight as it is.
-AUTO_REPAIRS = ("bias", "admm", "sparsegpt")
 # Repairs that solve for the weights that stay.
 SOLVING = ("admm", "sparsegpt", "auto")
+# What "auto" tries. ADMM on a mask never did worse than SparseGPT's repair, nor on exact
+# swaps' mask better than on its own: those two would cost time alone. Without a bias, "bias"
+# is the masked weight as it is.
+AUTO_REPAIRS = ("bias", "admm")
+AUTO_REFINEMENTS = {True: ("none", "dsnot", "admm"), False: ("none", "dsnot", "swaps")}
 
 
-def sparsify_block(
-    linears: Mapping[str, nn.Module],
-    config: Sparsify,
-    statistics: Mapping[str, ActivationStatistics],
-    held_out: Mapping[str, ActivationStatistics],
-    where: Architecture,
-) -> list[LayerReport]:
+def sparsify_block(block: OpenBlock, config: Sparsify) -> list[LayerReport]:
     """Sparsify the linear layers of one block, in place.
 
     Args:
-        linears: The layers by full name, in the order of the architecture.
+        block: The block.
         config: What to do.
-        statistics: Of each layer's input, with the Gram matrix.
-        held_out: The same over the text to judge by.
-        where: The model's architecture.
 
     Returns:
         A report for each layer.
@@ -215,36 +250,52 @@ def sparsify_block(
         CompressionError: A layer does not fit the pattern, or is not finite.
     """
     pattern = parse_pattern(config.sparsity)
-    chosen = [n for n in linears if not any(part in n for part in config.skip)]
-    for name in chosen:
-        weight = weight_matrix(linears[name])
+    where = block.where
+    chosen = {
+        name
+        for name in where.linears
+        if not any(part in block.full(name) for part in config.skip)
+    }
+    for name in where.linears:
+        weight = weight_matrix(block.layer(name))
         if not bool(torch.isfinite(weight).all()):
-            raise CompressionError(f"The weights of {name} are not finite.")
-        check_width(pattern, weight.shape[1], name)
-    last = list(linears)[-1]
-    if config.permute and last in chosen:
-        modules = list(linears.values())
-        saliency = SALIENCIES[config.saliency](
-            weight_matrix(modules[-1]).float(), statistics[last]
-        )
-        order = permute.best_order(saliency, pattern)
-        permute.reorder_(modules[-1 - len(where.ffn_in) : -1], modules[-1], order)
-        statistics = {**statistics, last: statistics[last].reordered(order)}
-        held_out = {**held_out, last: held_out[last].reordered(order)}
+            raise CompressionError(f"The weights of {block.full(name)} are not finite.")
+        if name in chosen:
+            check_width(pattern, weight.shape[1], block.full(name))
+    if config.permute and where.ffn_out in chosen:
+        _permute_(block, pattern, config)
+    share = config.drift if config.follows_drift else 0.0
     reports = []
-    for name in chosen:
-        module = linears[name]
-        matrix = weight_matrix(module)
-        bias = getattr(module, "bias", None)
-        shifts = bias is not None and config.repair != "none"
-        layer = Layer(matrix.float(), shifts, statistics[name], held_out[name])
-        new, report = sparsify_layer(layer, pattern, config, name)
-        shift = layer.shift(new)
-        matrix.copy_(new)
-        if bias is not None and shift is not None:
-            bias.add_(shift.to(bias.dtype))
-        reports.append(report)
+    for group in where.groups:
+        names = [name for name in group if name in chosen]
+        fit, held_out = block.observe(names) if names else ({}, {})
+        for name in names:
+            module = block.layer(name)
+            matrix, bias = weight_matrix(module), getattr(module, "bias", None)
+            shifts = bias is not None and config.repair != "none"
+            statistics = fit[name], held_out[name]
+            layer = Layer(matrix.float(), shifts, *statistics, share)
+            new, report = sparsify_layer(layer, pattern, config, block.full(name))
+            shift = layer.shift(new)
+            matrix.copy_(new)
+            if bias is not None and shift is not None:
+                bias.add_(shift.to(bias.dtype))
+            reports.append(report)
     return reports
+
+
+def _permute_(block: OpenBlock, pattern: Pattern, config: Sparsify) -> None:
+    """Bring the network's inner channels into a better order, in every copy of the block."""
+    last = block.where.ffn_out
+    fit, _ = block.observe([last])
+    saliency = SALIENCIES[config.saliency](
+        weight_matrix(block.layer(last)).float(), fit[last]
+    )
+    order = permute.best_order(saliency, pattern)
+    for module in (block.module, block.dense):
+        if module is not None:
+            producers = [module.get_submodule(name) for name in block.where.ffn_in]
+            permute.reorder_(producers, module.get_submodule(last), order)
 
 
 def sparsify_layer(
@@ -264,21 +315,24 @@ def sparsify_layer(
     Raises:
         CompressionError: A result is not finite or not of the pattern.
     """
-    saliency = SALIENCIES[config.saliency](layer.weight, layer.fit)
+    saliency = SALIENCIES[config.saliency](layer.aim, layer.fit)
     initial = make_mask(saliency, pattern)
-    error_initial = layer.error(layer.weight * initial)
+    error_initial = layer.error(layer.aim * initial)
     tried: dict[str, float] = {}
 
+    solves = config.repair in SOLVING
     masks = {}
-    for refine in REFINEMENTS if config.refine == "auto" else (config.refine,):
+    for refine in (
+        AUTO_REFINEMENTS[solves] if config.refine == "auto" else (config.refine,)
+    ):
         keep = REFINEMENTS[refine](layer, initial, saliency, pattern, config)
         check_mask(keep, pattern)
         masks[refine] = keep
         same = keep is initial
-        tried[refine] = error_initial if same else layer.error(layer.weight * keep)
+        tried[refine] = error_initial if same else layer.error(layer.aim * keep)
     best = min(masks, key=lambda r: tried[r])
     # ADMM's mask shows what it is worth only once the weights are solved for.
-    promising = {best, "admm"} & set(masks) if config.repair in SOLVING else {best}
+    promising = {best, "admm"} & set(masks) if solves else {best}
 
     results = {}
     for refine in sorted(promising):

@@ -261,8 +261,8 @@ def test_the_flow_through_the_blocks_is_the_forward_pass(
         seen = seen[2::3]
     with torch.no_grad():
         flows = sequential.start(model, sample)
-        for index in range(len(layers.blocks(model))):
-            sequential.advance_(model, index, flows)
+        for index, (_, block) in enumerate(layers.blocks(model)):
+            sequential.advance_(block, index, flows)
     for flow, due, batch in zip(flows, seen, sample, strict=True):
         real = batch.attention_mask.bool()
         torch.testing.assert_close(flow.hidden[real], due[real], rtol=1e-5, atol=1e-5)
