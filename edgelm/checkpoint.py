@@ -51,6 +51,9 @@ def save_checkpoint(
     Raises:
         OutputExistsError: ``path`` exists and may not be replaced.
     """
+    from edgelm import widths
+
+    units = widths.of_model(loaded.model)
     about = {
         "format": "edgelm-checkpoint",
         "format_version": FORMAT_VERSION,
@@ -60,15 +63,19 @@ def save_checkpoint(
         "steps": [*loaded.steps, *recipe["steps"]],
         "recipe": recipe,
         "calibration_digest": calibration_digest,
+        "widths": units,
         "cost": cost,
         "report": report,
     }
     with new_folder(path, marker=REPORT, force=force) as folder:
         if weights is None:
+            widths.make_loadable_(loaded.model, units)
+            widths.describe_(loaded.model.config, units)
             loaded.model.save_pretrained(folder)
         else:
-            loaded.model.config.save_pretrained(folder)
             _write_shards(folder, weights)
+            widths.describe_(loaded.model.config, units)
+            loaded.model.config.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         for name in SENTENCE_FILES:
             if (loaded.folder / name).is_file() and loaded.task == "embedding":

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+Part = Literal["heads", "neurons"]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Where an architecture keeps its linear layers.
@@ -25,6 +28,9 @@ class Architecture:
         ffn_in: First layers of the feed-forward network. Two: gate, then up.
         ffn_out: Its last layer.
         fused_gate: Whether the one layer of ``ffn_in`` holds gate and up.
+        transposed: Whether its weights are ``[in, out]`` (GPT-2's Conv1D).
+        ffn_width: What the config calls the network's inner width.
+        free_heads: Whether attention works with fewer heads than the config says.
         residual: Where attention's and the network's output join the residual stream:
             ``post``, it is normalised behind the sum; ``pre``, it is not; None: they do
             not join it one after the other and as they are.
@@ -36,6 +42,9 @@ class Architecture:
     ffn_in: tuple[str, ...]
     ffn_out: str
     fused_gate: bool = False
+    transposed: bool = False
+    ffn_width: str = "intermediate_size"
+    free_heads: bool = True
     residual: Literal["pre", "post"] | None = "pre"
 
     @property
@@ -87,6 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="attention.output.dense",
         ffn_in=("intermediate.dense",),
         ffn_out="output.dense",
+        free_heads=False,
         residual="post",
     ),
     "mpnet": Architecture(
@@ -95,6 +105,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="attention.attn.o",
         ffn_in=("intermediate.dense",),
         ffn_out="output.dense",
+        free_heads=False,  # positions have a bias a head
         residual="post",
     ),
     "distilbert": Architecture(
@@ -103,6 +114,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="attention.out_lin",
         ffn_in=("ffn.lin1",),
         ffn_out="ffn.lin2",
+        ffn_width="hidden_dim",
         residual="post",
     ),
     # One block, called once for every layer.
@@ -136,6 +148,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="self_attn.out_proj",
         ffn_in=("fc1",),
         ffn_out="fc2",
+        ffn_width="ffn_dim",
+        free_heads=False,
         residual=None,  # as the size has it
     ),
     "gpt2": Architecture(
@@ -144,6 +158,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="attn.c_proj",
         ffn_in=("mlp.c_fc",),
         ffn_out="mlp.c_proj",
+        transposed=True,
+        ffn_width="n_inner",
+        free_heads=False,
     ),
     "phi": Architecture(
         blocks="layers",
@@ -163,6 +180,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_out="layer.0.SelfAttention.o",
         ffn_in=("layer.1.DenseReluDense.wi",),
         ffn_out="layer.1.DenseReluDense.wo",
+        ffn_width="d_ff",
+        free_heads=False,  # positions have a bias a head
     ),
 }
 

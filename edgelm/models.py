@@ -108,8 +108,13 @@ def load_model(
     from edgelm import streaming
 
     known = config.model_type in layers.ARCHITECTURES
-    few = streaming.shorten(config) if stream and known else config
+    units = checkpoint.get("widths", {})
+    few = streaming.shorten(config) if stream and known and not units else config
     model, tokenizer = _load_weights(folder, few, use, reference)
+    if units:
+        from edgelm import widths
+
+        widths.trim_(model, units)
     weights = None
     if few is not config:
         weights = _stream(model, folder, config, use)

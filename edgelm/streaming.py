@@ -103,13 +103,23 @@ def fill_(block: nn.Module, tensors: Mapping[str, torch.Tensor], device: str) ->
         tensors: Values by name in the block.
         device: Where to put them; the block's buffers follow.
     """
-    for name, tensor in tensors.items():
-        owner, leaf = _owner(block, name)
-        value = tensor.to(device, torch.float32)
-        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    set_parameters_(
+        block, {name: x.to(device, torch.float32) for name, x in tensors.items()}
+    )
     for name, buffer in list(block.named_buffers()):
         owner, leaf = _owner(block, name)
         owner._buffers[leaf] = buffer.to(device)
+
+
+def set_parameters_(block: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give a block other parameters, which may have other shapes and dtypes, in place."""
+    for name, tensor in tensors.items():
+        owner, leaf = _owner(block, name)
+        owner._parameters[leaf] = nn.Parameter(tensor.contiguous(), requires_grad=False)
+        if leaf == "weight" and isinstance(owner, nn.Linear):
+            owner.out_features, owner.in_features = tensor.shape
+        elif leaf == "weight" and type(owner).__name__ == "Conv1D":
+            owner.__dict__.update(nx=tensor.shape[0], nf=tensor.shape[1])
 
 
 def release_(block: nn.Module) -> None:

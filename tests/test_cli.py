@@ -162,7 +162,7 @@ def test_a_flag_overrides_nothing_silently(tiny_embedding: Path, texts: Path) ->
             "0.5",
             "--dry-run",
         ),
-        "Give --recipe or --sparsity, not both",
+        "Give --recipe or what to do by flags, not both",
         code=2,
     )
 
@@ -216,7 +216,7 @@ def test_no_model(tmp_path: Path) -> None:
 
 
 def test_nothing_to_do_or_nowhere_to_put_it() -> None:
-    refused(call("compress", "minilm", "-o", "x"), "Say what to do: --sparsity", code=2)
+    refused(call("compress", "minilm", "-o", "x"), "Say what to do: --ffn-keep", code=2)
     refused(
         call("compress", "minilm", "--sparsity", "0.5"),
         "Say where to write the checkpoint",

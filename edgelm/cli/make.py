@@ -24,6 +24,23 @@ OUTPUT = click.Path(path_type=Path)
 )
 @click.option("--sparsity", help="Fraction of zeros (0.5), or N of every M kept (2:4).")
 @click.option(
+    "--ffn-keep",
+    metavar="SHARE",
+    help="Share of feed-forward neurons that stay (0.5), alike in every block, "
+    "or auto: shared out by what each block loses, under --budget.",
+)
+@click.option(
+    "--heads-keep",
+    type=float,
+    metavar="SHARE",
+    help="Share of attention heads that stay.",
+)
+@click.option(
+    "--budget",
+    type=float,
+    help="With --ffn-keep auto: share of all neurons that stay. [default: 0.5]",
+)
+@click.option(
     "--saliency",
     type=click.Choice(["magnitude", "ria", "sparsegpt", "wanda"]),
     default="wanda",
@@ -127,6 +144,9 @@ def compress(
     output: Path | None,
     recipe_file: Path | None,
     sparsity: str | None,
+    ffn_keep: str | None,
+    heads_keep: float | None,
+    budget: float | None,
     saliency: str,
     refine: str,
     repair: str,
@@ -159,24 +179,27 @@ def compress(
     from edgelm.pipeline import compress_model
     from edgelm.reports.compression import COLUMNS, layer_rows, size_sentence
 
-    if recipe_file is not None and sparsity is not None:
-        raise click.UsageError("Give --recipe or --sparsity, not both.")
+    steps = _shrink_steps(ffn_keep, heads_keep, budget, skip)
+    if sparsity is not None:
+        steps.append(
+            {
+                "method": "sparsify",
+                "sparsity": sparsity if ":" in sparsity else _number(sparsity),
+                "saliency": saliency,
+                "refine": refine,
+                "repair": repair,
+                "allocation": allocation,
+                "permute": permute,
+                "skip": skip,
+            }
+        )
+    if recipe_file is not None and steps:
+        raise click.UsageError("Give --recipe or what to do by flags, not both.")
     if recipe_file is None:
-        if sparsity is None:
+        if not steps:
             raise click.UsageError(
-                "Say what to do: --sparsity 0.5, --sparsity 2:4, or --recipe FILE."
+                "Say what to do: --ffn-keep 0.5, --sparsity 0.5, --sparsity 2:4, or --recipe FILE."
             )
-        amount = sparsity if ":" in sparsity else _number(sparsity)
-        step = {
-            "method": "sparsify",
-            "sparsity": amount,
-            "saliency": saliency,
-            "refine": refine,
-            "repair": repair,
-            "allocation": allocation,
-            "permute": permute,
-            "skip": skip,
-        }
         calibration = {
             "texts": texts,
             "max_texts": max_texts,
@@ -184,7 +207,7 @@ def compress(
             "weighting": weighting,
             "seed": seed,
         }
-        data = {"calibration": calibration, "steps": [step]}
+        data = {"calibration": calibration, "steps": steps}
         recipe = recipes.parse_recipe(data, "The command line")
     else:
         recipe = recipes.read_recipe(recipe_file)
@@ -313,6 +336,26 @@ def export(
             "Its engine is built on the device, from build.json; "
             "the ONNX graph also runs with --provider CPUExecutionProvider."
         )
+
+
+def _shrink_steps(
+    ffn_keep: str | None,
+    heads_keep: float | None,
+    budget: float | None,
+    skip: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    """The steps that flags ask for: heads first, so that neurons make up for them."""
+    if budget is not None and ffn_keep != "auto":
+        raise click.UsageError("--budget goes with --ffn-keep auto.")
+    steps: list[dict[str, Any]] = []
+    if heads_keep is not None:
+        steps.append({"part": "heads", "keep": heads_keep})
+    if ffn_keep == "auto":
+        keep = 0.5 if budget is None else budget
+        steps.append({"part": "neurons", "keep": keep, "allocation": "auto"})
+    elif ffn_keep is not None:
+        steps.append({"part": "neurons", "keep": _number(ffn_keep)})
+    return [{"method": "shrink", "skip": skip, **step} for step in steps]
 
 
 def _number(text: str) -> float | str:

@@ -79,7 +79,7 @@ def bench(
     stem = report or Path(f"edgelm-bench-{datetime.now():%Y%m%d-%H%M%S}")
     stem = stem.with_suffix("") if stem.suffix in (".html", ".json") else stem
     chosen = (
-        samples.calibration()
+        samples.calibration()[::3]
         if texts is None
         else [t for t in read_texts(texts) if t.strip()]
     )

@@ -9,17 +9,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgelm import layers, schema
-from edgelm.compress import allocation, distributed, sequential
+from edgelm.compress import allocation, distributed, sequential, shrink
 from edgelm.compress.blocks import Blocks
+from edgelm.compress.layer import LayerReport
 from edgelm.compress.sequential import OpenBlock
+from edgelm.compress.shrink import Shrink, shrink_block
 from edgelm.compress.sizes import sizes
-from edgelm.compress.sparsify import LayerReport, Sparsify, sparsify_block
+from edgelm.compress.sparsify import Sparsify, sparsify_block
 from edgelm.errors import CompressionError
 
 if TYPE_CHECKING:
     from edgelm.calibration import Batch
 
-__all__ = ["METHODS", "Blocks", "LayerReport", "Method", "Sparsify", "compress"]
+__all__ = [
+    "METHODS",
+    "Blocks",
+    "LayerReport",
+    "Method",
+    "Shrink",
+    "Sparsify",
+    "compress",
+]
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "sparsify": Method(Sparsify, allocation.plan, sparsify_block)
+    "shrink": Method(Shrink, shrink.plan, shrink_block),
+    "sparsify": Method(Sparsify, allocation.plan, sparsify_block),
 }
 
 Progress = Callable[[str, int, int], None]
@@ -96,11 +107,12 @@ def _run_step(
     with blocks.around(), blocks.open(number, 0):
         now = [sequential.start(blocks.model, b, blocks.spill) for b in sets]
     before = [sequential.copies(f, blocks.spill) for f in now if step.follows_drift]
-    where = layers.architecture(blocks.model.config.model_type)
+    config = blocks.model.config
+    where = layers.architecture(config.model_type)
     for index, path in enumerate(blocks.names):
         with blocks.open(number, index) as block:
             dense = copy.deepcopy(block) if step.follows_drift else None
-            opened = OpenBlock(path, index, block, dense, where, now, before)
+            opened = OpenBlock(path, index, block, dense, where, config, now, before)
             if distributed.all_agree(blocks.is_finished(number, index)):
                 done = blocks.restore(number, index)
             else:
@@ -120,12 +132,19 @@ def _run_block(
     seconds = (time.monotonic() - began) / max(len(reports), 1)
     rows = []
     for report in reports:
-        layer = block.layer(report.layer.removeprefix(f"{block.path}."))
+        parts = [
+            sizes(
+                blocks.stored_weight(
+                    block.index, block.layer(name.removeprefix(f"{block.path}."))
+                )
+            )
+            for name in report.parts or (report.layer,)
+        ]
         row = {
             **schema.plain(report),
             "step": number,
             "seconds": round(seconds, 3),
-            "bytes": sizes(blocks.stored_weight(block.index, layer)),
+            "bytes": {way: sum(p[way] for p in parts) for way in parts[0]},
         }
         rows.append(row)
     return rows

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgelm import layers
+from edgelm import layers, widths
 from edgelm.errors import CompressionError
 from edgelm.streaming import WeightFiles, fill_, release_
 
@@ -142,9 +142,11 @@ class Blocks:
     def stored(self, step: int) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of a streamed model after a step, by its name in the files."""
         assert self._source is not None
-        changed = set()
+        changed, config = set(), self.model.config
+        found = widths.of_model(self.model)
         for index, path in enumerate(self.names):
-            for name, tensor in self.tensors(step, index).items():
+            made = widths.make_loadable(self.tensors(step, index), config, found, index)
+            for name, tensor in made.items():
                 stored = self._source.find(f"{path}.{name}", self.model)
                 assert stored is not None
                 changed.add(stored)

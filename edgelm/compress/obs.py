@@ -89,3 +89,46 @@ def prune(
             errors[:, j - first] = error
         w[:, last:] -= errors @ factor[first:last, last:]
     return w.masked_fill(~chosen, 0.0).to(weight.dtype), chosen
+
+
+def remove_units(
+    weight: torch.Tensor, gram: torch.Tensor, size: int, keep: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Remove whole units of inputs, the cheapest first, until few enough are left.
+
+    A unit's cost is what the layer's output loses when it goes and all others make up for
+    it: ``tr(W_S ([G^-1]_SS)^-1 W_S^T)``. About 1.5 % of the units go at a time.
+
+    Args:
+        weight: ``[out, units * size]``.
+        gram: ``[in, in]``.
+        size: Inputs of a unit: 1 for a neuron, a head's width.
+        keep: How many units stay, at least 1.
+
+    Returns:
+        int64 ``[keep]``, the units that stay, in order; float64 ``[units - keep]``, what had
+        been lost by when each of the others was gone, as a sum over steps.
+    """
+    left = torch.arange(weight.shape[1] // size, device=weight.device)
+    at_once = max(len(left) // 64, 1)
+    w = weight.double().clone()
+    factor = inverse_factor(gram)
+    inverse = factor.T @ factor
+    costs, lost = [], 0.0
+    while len(left) > keep:
+        own = inverse.reshape(len(left), size, len(left), size)
+        solved = torch.linalg.inv(own.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
+        parts = w.reshape(len(w), len(left), size)
+        cost = torch.einsum("oni,nij,onj->n", parts, solved, parts)
+        count = min(at_once, len(left) - keep)
+        going = torch.zeros(len(left), dtype=torch.bool, device=w.device)
+        going[cost.topk(count, largest=False).indices] = True
+        gone = going.repeat_interleave(size)
+        update = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, ~gone])
+        removed = torch.linalg.solve(inverse[gone][:, gone], w[:, gone].T)
+        lost += float((w[:, gone].T * removed).sum())
+        costs += [lost] * count
+        w = w[:, ~gone] - w[:, gone] @ update
+        inverse = inverse[~gone][:, ~gone] - inverse[~gone][:, gone] @ update
+        left = left[~going]
+    return left, torch.tensor(costs, dtype=torch.float64)

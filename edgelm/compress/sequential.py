@@ -107,6 +107,7 @@ class OpenBlock:
         module: The block, float32; compressed layer by layer.
         dense: A copy of it as the step found it; None where drift is not followed.
         where: The model's architecture.
+        config: The model's config.
         sets: The flows to compute with, and those to judge by.
         dense_sets: The same through the model as the step found it; empty without drift.
     """
@@ -116,6 +117,7 @@ class OpenBlock:
     module: nn.Module
     dense: nn.Module | None
     where: layers.Architecture
+    config: Any
     sets: Sequence[Sequence[Flow]]
     dense_sets: Sequence[Sequence[Flow]] = ()
 
@@ -219,6 +221,28 @@ def observe(
     return {
         name: whole[leader].of_outputs(part) for name, (leader, part) in rows.items()
     }
+
+
+def stream_variance(
+    block: nn.Module,
+    index: int,
+    flows: Sequence[Flow],
+    name: str,
+    where: layers.Architecture,
+) -> float:
+    """Variance of a projection's output with the residual beside it, over all features.
+
+    What is lost in the output weighs as much as it is of this, which is what goes on.
+    """
+    total: ActivationStatistics | None = None
+    for flow in flows:
+        for call in _watch(block, index, flow, [name], where):
+            found = ActivationStatistics.of(
+                call.output.reshape(*flow.weights.shape, -1), flow.weights
+            )
+            total = found if total is None else total.add_(found)
+    assert total is not None
+    return float(combine(total).variance.sum())
 
 
 def advance_(block: nn.Module, index: int, flows: Sequence[Flow]) -> None:

@@ -1,8 +1,9 @@
-"""What sparsification costs in quality: methods x patterns, on test splits.
+"""What compression costs in quality: methods x amounts, on test splits.
 
-    python benchmarks/sparsify_quality.py --data stsb/test.jsonl -o sparsity.json
-    python benchmarks/sparsify_quality.py --model minilm-ner --data wikigold-test.jsonl -o ner.json
-    python benchmarks/sparsify_quality.py --model lm --data wikitext2/test.txt -o lm.json
+    python benchmarks/quality.py sparsify --data stsb/test.jsonl -o sparsity.json
+    python benchmarks/quality.py shrink --data stsb/test.jsonl -o shrink.json
+    python benchmarks/quality.py sparsify --model minilm-ner --data wikigold-test.jsonl -o ner.json
+    python benchmarks/quality.py sparsify --model lm --data wikitext2/test.txt -o lm.json
 
 Calibration is edgelm's built-in sample unless --calibration names a file; it is never the data that
 is measured on. A data set is a file or folder that `edgelm eval` takes; for a language model, such as
@@ -23,7 +24,7 @@ import click
 import torch
 
 from edgelm.calibration import Calibration, load_texts, split
-from edgelm.compress import Blocks, Sparsify, compress
+from edgelm.compress import Blocks, Shrink, Sparsify, compress
 from edgelm.evaluate.accuracy import evaluate, load_dataset
 from edgelm.evaluate.reference import from_loaded
 from edgelm.models import LoadedModel, load_model
@@ -31,7 +32,7 @@ from edgelm.pipeline import calibration_batches
 
 # Name of a row -> settings of Sparsify beside the pattern. DSnoT as its authors publish it, faithful and
 # without a bias, has rows of its own.
-METHODS: dict[str, dict[str, Any]] = {
+SPARSIFY: dict[str, dict[str, Any]] = {
     "magnitude": {"saliency": "magnitude", "refine": "none", "repair": "none"},
     "wanda": {"saliency": "wanda", "refine": "none", "repair": "none"},
     "ria": {"saliency": "ria", "refine": "none", "repair": "none"},
@@ -54,15 +55,29 @@ METHODS: dict[str, dict[str, Any]] = {
     "auto, progressive": {"allocation": "progressive"},
     "auto, permuted": {"permute": True},
 }
+SHRINK: dict[str, dict[str, Any]] = {
+    "neurons, variance, no drift": {"score": "variance", "drift": 0.0},
+    "neurons, variance": {"score": "variance"},
+    "neurons, no drift": {"drift": 0.0},
+    "neurons (the default)": {},
+    "neurons, auto": {"allocation": "auto"},
+    "heads": {"part": "heads"},
+}
+# Step -> its config, the setting that a column stands for, columns, rows.
+TABLES: dict[str, tuple[type[Any], str, str, dict[str, dict[str, Any]]]] = {
+    "sparsify": (Sparsify, "sparsity", "0.5,0.6,0.7,2:4,4:8", SPARSIFY),
+    "shrink": (Shrink, "keep", "0.75,0.5,0.25", SHRINK),
+}
 
 
-def step(pattern: str, settings: dict[str, Any]) -> Sparsify:
-    """The config of a row."""
+def step(table: str, amount: str, settings: dict[str, Any]) -> Any:
+    """The config of a cell."""
     from edgelm.errors import ConfigError
     from edgelm.schema import build
 
-    amount = pattern if ":" in pattern else float(pattern)
-    return build(Sparsify, {"sparsity": amount, **settings}, "benchmark", ConfigError)
+    config, setting, *_ = TABLES[table]
+    value = amount if ":" in amount else float(amount)
+    return build(config, {setting: value, **settings}, "benchmark", ConfigError)
 
 
 def measure(loaded: LoadedModel, data: dict[str, Path]) -> dict[str, float]:
@@ -90,13 +105,15 @@ def perplexity(loaded: LoadedModel, path: Path) -> float:
     return math.exp(total / len(rows))
 
 
-def markdown(rows: dict[str, dict[str, float]], name: str) -> str:
-    """The results on one data set: a line a method, a column a pattern."""
+def markdown(
+    rows: dict[str, dict[str, float]], known: dict[str, dict[str, Any]], name: str
+) -> str:
+    """The results on one data set: a line a method, a column an amount."""
     split_keys = [
         key.split("  ") for key in rows if key != "dense" and name in rows[key]
     ]
     patterns = list(dict.fromkeys(pattern for pattern, _ in split_keys))
-    methods = [m for m in METHODS if any(m == method for _, method in split_keys)]
+    methods = [m for m in known if any(m == method for _, method in split_keys)]
     lines = [f"| {name} | {' | '.join(patterns)} |", "|---" * (len(patterns) + 1) + "|"]
     for method in methods:
         found = [rows.get(f"{p}  {method}", {}).get(name) for p in patterns]
@@ -106,18 +123,20 @@ def markdown(rows: dict[str, dict[str, float]], name: str) -> str:
 
 
 @click.command()
+@click.argument("table", type=click.Choice(list(TABLES)))
 @click.option("--model", default="minilm", show_default=True)
 @click.option(
     "--data", multiple=True, required=True, help="NAME=PATH or PATH; repeatable."
 )
-@click.option("--patterns", default="0.5,0.6,0.7,2:4,4:8", show_default=True)
+@click.option("--amounts", help="Columns, by , (default: all).")
 @click.option("--methods", help="Rows to run, by ; (default: all).")
 @click.option("--calibration", default="built-in", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def main(
+    table: str,
     model: str,
     data: tuple[str, ...],
-    patterns: str,
+    amounts: str | None,
     methods: str | None,
     calibration: str,
     output: Path,
@@ -149,26 +168,23 @@ def main(
         record("dense", load_model(model), 0.0)
     settled = Calibration(texts=calibration)
     texts = load_texts(settled)
-    chosen = methods.split(";") if methods else list(METHODS)
-    for pattern in patterns.split(","):
-        for name in chosen:
-            key = f"{pattern}  {name}"
-            settings = METHODS[name]
-            fits = ("permute" in settings) == (
-                ":" in pattern
-            ) or not settings.keys() & {
-                "permute",
-                "allocation",
-            }
-            if not fits or not due(key):
+    *_, columns, known = TABLES[table]
+    for amount in (amounts or columns).split(","):
+        for name in methods.split(";") if methods else known:
+            key, settings = f"{amount}  {name}", known[name]
+            if "permute" in settings and ":" not in amount:
+                continue
+            if table == "sparsify" and "allocation" in settings and ":" in amount:
+                continue
+            if not due(key):
                 continue
             began = time.monotonic()
             loaded = load_model(model)
             parts = [calibration_batches(loaded, p, settled) for p in split(texts)]
-            compress(Blocks(loaded.model), [step(pattern, settings)], *parts)
+            compress(Blocks(loaded.model), [step(table, amount, settings)], *parts)
             record(key, loaded, time.monotonic() - began)
     for name in datasets:
-        click.echo(f"\n{markdown(rows, name)}")
+        click.echo(f"\n{markdown(rows, known, name)}")
 
 
 if __name__ == "__main__":
