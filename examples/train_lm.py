@@ -3,7 +3,7 @@
     python examples/train_lm.py --data DATA -o lm --minutes 15
 
 About 5 million parameters on a CPU (30 million on a GPU), for the perplexity rows of
-`benchmarks/sparsify_quality.py`. DATA holds plain text: `wikitext2/train.txt` (CC BY-SA) and
+`benchmarks/quality.py`. DATA holds plain text: `wikitext2/train.txt` (CC BY-SA) and
 `gutenberg/train.txt` (public domain in the US). A byte-pair tokenizer of 8,192 tokens is trained first, on
 the same text; neither ever sees a test split.
 """
