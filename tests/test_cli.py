@@ -224,6 +224,78 @@ def test_nothing_to_do_or_nowhere_to_put_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "message", "code"),
+    [
+        (
+            ("--budget", "0.5", "--ffn-keep", "0.5"),
+            "--budget goes with --ffn-keep auto",
+            2,
+        ),
+        (("--experts", "8"), "Give --experts with --active", 2),
+        (("--active", "2"), "Give --experts with --active", 2),
+        (
+            ("--experts", "8", "--active", "4", "--ffn-keep", "0.5"),
+            "without --ffn-keep",
+            2,
+        ),
+        (("--ffn-keep", "half"), "'keep'", 1),
+        (("--ffn-keep", "1.5"), "'keep'", 1),
+        (("--heads-keep", "0"), "'keep'", 1),
+        (("--experts", "4", "--active", "5"), "'keep'", 1),
+        (("--experts", "7", "--active", "3"), "7 experts do not divide", 1),
+        (("--experts", "16", "--active", "15"), "Give more calibration text", 1),
+    ],
+)
+def test_flags_of_shrinking_that_do_not_fit(
+    tiny_embedding: Path, tmp_path: Path, flags: Any, message: str, code: int
+) -> None:
+    texts = tmp_path / "t.txt"
+    texts.write_text("old\n", "utf-8")
+    args = ("compress", tiny_embedding, "-o", tmp_path / "x", "--calibration", texts)
+    refused(call(*args, *flags), message, code=code)
+    assert not (tmp_path / "x").exists()
+
+
+def test_shrinking_by_flags(tiny_embedding: Path, tmp_path: Path) -> None:
+    """Heads, neurons and zeros in one go; the judge of experts; the same as a recipe."""
+    flags = (
+        "--heads-keep",
+        "0.5",
+        "--ffn-keep",
+        "auto",
+        "--budget",
+        "0.5",
+        "--sparsity",
+        "0.5",
+    )
+    shown = call("compress", tiny_embedding, *flags, "--dry-run")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(shown.stdout, "utf-8")
+    for name, args in (("a", flags), ("b", ("--recipe", recipe))):
+        done = call("compress", tiny_embedding, "-o", tmp_path / name, *args)
+        assert done.exit_code == 0, done.stderr
+    weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in "ab"]
+    assert weights[0] == weights[1]
+    steps = json.loads((tmp_path / "a" / "edgelm.json").read_text())["steps"]
+    assert [step["method"] for step in steps] == ["shrink", "shrink", "sparsify"]
+
+    judged = call(
+        "compress",
+        tiny_embedding,
+        "-o",
+        tmp_path / "c",
+        "--experts",
+        "2",
+        "--active",
+        "1",
+    )
+    assert judged.exit_code == 0, judged.stderr
+    assert "the result is static" in judged.stderr.lower()
+    page = (tmp_path / "c" / "report.html").read_text("utf-8")
+    assert "Would routing do better?" in page
+
+
 def test_an_empty_calibration_file(tiny_embedding: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()

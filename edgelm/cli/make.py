@@ -30,6 +30,14 @@ OUTPUT = click.Path(path_type=Path)
     "or auto: shared out by what each block loses, under --budget.",
 )
 @click.option(
+    "--experts",
+    type=int,
+    metavar="N",
+    help="Judge whether routing each token to --active of N experts would do better than "
+    "as many static neurons; the result is static.",
+)
+@click.option("--active", type=int, metavar="K", help="With --experts: how many.")
+@click.option(
     "--heads-keep",
     type=float,
     metavar="SHARE",
@@ -145,6 +153,8 @@ def compress(
     recipe_file: Path | None,
     sparsity: str | None,
     ffn_keep: str | None,
+    experts: int | None,
+    active: int | None,
     heads_keep: float | None,
     budget: float | None,
     saliency: str,
@@ -176,10 +186,17 @@ def compress(
     from edgelm import recipe as recipes
     from edgelm.checkpoint import PAGE
     from edgelm.compress.distributed import rank
+    from edgelm.compress.judge import verdict
     from edgelm.pipeline import compress_model
     from edgelm.reports.compression import COLUMNS, layer_rows, size_sentence
 
-    steps = _shrink_steps(ffn_keep, heads_keep, budget, skip)
+    if experts is not None or active is not None:
+        if not experts or not active or ffn_keep is not None:
+            raise click.UsageError(
+                "Give --experts with --active, both at least 1, and without --ffn-keep."
+            )
+        ffn_keep = str(active / experts)
+    steps = _shrink_steps(ffn_keep, experts or 0, heads_keep, budget, skip)
     if sparsity is not None:
         steps.append(
             {
@@ -245,6 +262,8 @@ def compress(
             COLUMNS,
             layer_rows(report.layers),
         )
+    if judgement := verdict(report.layers):
+        say(judgement)
     cost = report.cost
     say(
         f"{output}: {model} in {cost['seconds']:.0f} s, calibrated on {cost['texts']} texts ({cost['tokens']} tokens)"
@@ -340,6 +359,7 @@ def export(
 
 def _shrink_steps(
     ffn_keep: str | None,
+    experts: int,
     heads_keep: float | None,
     budget: float | None,
     skip: tuple[str, ...],
@@ -354,7 +374,8 @@ def _shrink_steps(
         keep = 0.5 if budget is None else budget
         steps.append({"part": "neurons", "keep": keep, "allocation": "auto"})
     elif ffn_keep is not None:
-        steps.append({"part": "neurons", "keep": _number(ffn_keep)})
+        keep_alike = _number(ffn_keep)
+        steps.append({"part": "neurons", "keep": keep_alike, "experts": experts})
     return [{"method": "shrink", "skip": skip, **step} for step in steps]
 
 

@@ -6,11 +6,13 @@ static network of the width that is active: below `WORTH` times its error.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from edgelm.compress import obs, routing, shrink
+from edgelm.compress import least_squares, obs, routing
 from edgelm.errors import CompressionError
 
 # A routed error above this share of the static one does not pay for the dispatch.
@@ -82,7 +84,7 @@ def judge(
     mean = fit.a.mean(dim=0)
     gram = (fit.a - mean).T @ (fit.a - mean) / len(fit.a)
     left = obs.remove_units(w2, gram, 1, active * plain.shape[1])[0]
-    static = shrink.refit(w2, gram, left)
+    static = least_squares.refit(w2, gram, left)
     errors = {"static": error(held_out.a @ static.T + (w2 - static) @ mean)}
 
     split = routing.clustered(fit.a, w2, experts, always)
@@ -125,7 +127,24 @@ def judge(
     return errors
 
 
-def pays(errors: dict[str, float]) -> bool:
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the judge found, over the rows of a compression's report; empty if not asked."""
+    judged = [row for row in rows if "closed form" in row["tried"]]
+    if not judged:
+        return ""
+    paying = [row["layer"] for row in judged if pays(row["tried"])]
+    if not paying:
+        return (
+            "Routing does not pay: in no network is a closed-form router's error below "
+            f"{WORTH:g} of the static one's at equal active width. The result is static."
+        )
+    return (
+        f"Routing would leave a clearly smaller error in {len(paying)} of {len(judged)} networks "
+        f"({', '.join(paying)}). Routed networks are not exported yet: the result is static."
+    )
+
+
+def pays(errors: Mapping[str, float]) -> bool:
     """Whether the closed-form router is enough better than the static network."""
     return errors["closed form"] < WORTH * errors["static"]
 

@@ -42,3 +42,22 @@ def solve(
     factor = torch.linalg.cholesky(g)
     right = (target.double() / scale).T
     return (torch.cholesky_solve(right, factor).T / scale).to(target.dtype)
+
+
+def refit(weight: torch.Tensor, gram: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """The weight on some inputs that comes nearest to the whole one on all.
+
+    Args:
+        weight: ``[out, in]``.
+        gram: ``[in, in]``.
+        left: int64, the inputs that stay.
+
+    Returns:
+        ``[out, in]``, zero elsewhere; the ridge pulls towards ``weight``.
+    """
+    gone = weight.clone()
+    gone[:, left] = 0
+    own = gram[left][:, left]
+    new = weight - gone
+    new[:, left] += solve(own, gone @ gram[:, left])
+    return new

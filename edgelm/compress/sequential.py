@@ -155,6 +155,29 @@ class OpenBlock:
         )
         return fit, held_out
 
+    def tokens(self, names: Sequence[str], limit: int) -> list[list[torch.Tensor]]:
+        """Inputs of linear layers, token by token.
+
+        Args:
+            names: Of layers, in the order in which they run.
+            limit: Most tokens of either set; those of the first texts.
+
+        Returns:
+            For either set and each layer float32 ``[tokens, in]``; padding left out.
+        """
+        found = []
+        for flows in self.sets:
+            parts: list[list[torch.Tensor]] = [[] for _ in names]
+            for flow in flows:
+                if sum(map(len, parts[0])) >= limit:
+                    break
+                real = flow.weights > 0
+                for call in _watch(self.module, self.index, flow, names, self.where):
+                    inputs = call.inputs.reshape(*real.shape, -1)
+                    parts[names.index(call.layer)].append(inputs[real])
+            found.append([torch.cat(part)[:limit] for part in parts])
+        return found
+
     def advance_(self) -> None:
         """Move all batches through the block, in place."""
         for flows in self.sets:

@@ -17,6 +17,7 @@ import torch
 
 from edgelm import widths
 from edgelm.compress import least_squares, obs, sequential
+from edgelm.compress.judge import Tokens, judge
 from edgelm.compress.layer import Layer, LayerReport
 from edgelm.errors import CompressionError, ConfigError
 from edgelm.layers import architecture, weight_matrix
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from edgelm.calibration import Batch
     from edgelm.compress.blocks import Blocks
     from edgelm.compress.sequential import OpenBlock
+
+# Most tokens that experts are made of and judged by.
+_JUDGED_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,16 @@ class Shrink:
         keep: Fraction that stays, over all blocks.
         allocation: ``uniform``, the same in every block; ``auto``, so that the last units
             removed lost every block the same share of the residual stream's variance.
+        band: With ``auto``, how far a block's share may be from ``keep``: what is lost early
+            costs more than it seems where it is lost.
         score: How units are chosen: ``obs``, what is lost when all others make up for
             it; ``variance``, of the unit's own contribution.
         multiple: Numbers of neurons are rounded to multiples of this.
         drift: Share of the drift (what the layers before have changed in the projection's
             output) that it makes up for.
+        experts: Judge on the way whether routing would do better: this many experts, of
+            which ``keep`` are active (`edgelm.compress.judge`); 0 for no judgement. The
+            result is the static network in any case.
         skip: Layers to leave as they are: parts of the projections' names.
     """
 
@@ -51,9 +60,11 @@ class Shrink:
     part: Literal["neurons", "heads"] = "neurons"
     keep: float = 0.5
     allocation: Literal["auto", "uniform"] = "uniform"
+    band: float = 0.15
     score: Literal["obs", "variance"] = "obs"
     multiple: int = 16
     drift: float = 0.5
+    experts: int = 0
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,6 +75,7 @@ class Shrink:
         """
         for name, value, fits, due in (
             ("keep", self.keep, 0 < self.keep <= 1, "in (0, 1]"),
+            ("band", self.band, 0 <= self.band <= 1, "in [0, 1]"),
             ("drift", self.drift, 0 <= self.drift <= 1, "in [0, 1]"),
             ("multiple", self.multiple, self.multiple >= 1, "at least 1"),
         ):
@@ -71,6 +83,15 @@ class Shrink:
                 raise ConfigError(
                     f"The '{name}' parameter of Shrink must be {due}. Got {value} instead."
                 )
+        if self.experts and (self.part, self.allocation) != ("neurons", "uniform"):
+            raise ConfigError(
+                "Experts are of neurons, and as many are active in every block: leave out heads and auto."
+            )
+        active = self.keep * self.experts
+        if self.experts < 0 or abs(active - round(active)) > 1e-6:
+            raise ConfigError(
+                f"Of {self.experts} experts a whole number must be active. Got {active:g} instead."
+            )
 
     @property
     def follows_drift(self) -> bool:
@@ -102,25 +123,6 @@ def columns(units: torch.Tensor, size: int) -> torch.Tensor:
     return (
         units.unsqueeze(1) * size + torch.arange(size, device=units.device)
     ).flatten()
-
-
-def refit(weight: torch.Tensor, gram: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """The weight on some inputs that comes nearest to the whole one on all.
-
-    Args:
-        weight: ``[out, in]``.
-        gram: ``[in, in]``.
-        left: int64, the inputs that stay.
-
-    Returns:
-        ``[out, in]``, zero elsewhere; the ridge pulls towards ``weight``.
-    """
-    gone = weight.clone()
-    gone[:, left] = 0
-    own = gram[left][:, left]
-    new = weight - gone
-    new[:, left] += least_squares.solve(own, gone @ gram[:, left])
-    return new
 
 
 def plan(
@@ -163,14 +165,16 @@ def plan(
             stream = sequential.stream_variance(block, index, flows, name, where)
             curves.append(costs / max(stream, 1e-30))
             sequential.advance_(block, index, flows)
-    counts = allocate(curves, config.keep, _grain(config))
+    counts = allocate(curves, config.keep, _grain(config), config.band)
     return [
         replace(config, keep=count / (len(curve) + 1), allocation="uniform")
         for count, curve in zip(counts, curves, strict=True)
     ]
 
 
-def allocate(curves: Sequence[torch.Tensor], keep: float, multiple: int) -> list[int]:
+def allocate(
+    curves: Sequence[torch.Tensor], keep: float, multiple: int, band: float = 1.0
+) -> list[int]:
     """How many units each block keeps, so that what is lost in all is least.
 
     Args:
@@ -178,18 +182,23 @@ def allocate(curves: Sequence[torch.Tensor], keep: float, multiple: int) -> list
             one fewer than it has.
         keep: Fraction of all units that stays.
         multiple: Units go in steps of so many.
+        band: How far a block's fraction may be from ``keep``.
 
     Returns:
         Number of units for each block; multiples where the block's own number is one.
     """
     steps: list[tuple[float, int]] = []
     for block, curve in enumerate(curves):
-        ends = range(multiple, len(curve) + 1, multiple)
+        units = len(curve) + 1
         worst, before = 0.0, 0.0
-        for end in ends:
-            now = float(curve[end - 1])
+        for end in range(multiple, units, multiple):
+            left, now = (units - end) / units, float(curve[end - 1])
             # Not below the step before it, which has to come first.
             worst, before = max(worst, now - before), now
+            if left > keep + band:
+                worst = 0.0
+            elif left < keep - band:
+                break
             steps.append((worst, block))
     whole = sum(len(curve) + 1 for curve in curves)
     steps.sort(key=lambda s: s[0])
@@ -226,12 +235,13 @@ def shrink_block(block: OpenBlock, config: Shrink) -> list[LayerReport]:
     size, grain = matrix.shape[1] // units, _grain(config)
     keep = min(max(round(units * config.keep / grain), 1) * grain, units)
 
+    judged = _judged(block, matrix, config) if config.experts else {}
     fit, held_out = block.observe([name])
     layer = Layer(matrix, bias is not None, fit[name], held_out[name], config.drift)
     kept = SCORES[config.score](layer.aim, layer.gram, size, keep)
     left = columns(kept, size)
     by_size = columns(by_variance(layer.aim, layer.gram, size, keep), size)
-    new = refit(layer.aim, layer.gram, left)
+    new = least_squares.refit(layer.aim, layer.gram, left)
     shift = layer.shift(new)
     if bias is not None and shift is not None:
         bias.add_(shift.to(bias.dtype))
@@ -253,10 +263,17 @@ def shrink_block(block: OpenBlock, config: Shrink) -> list[LayerReport]:
             layer.error(new),
             config.score,
             "least squares",
-            {"variance": initial, config.score: dropped},
+            {"variance": initial, config.score: dropped, **judged},
             tuple(block.full(n) for n in (*producers, name)),
         )
     ]
+
+
+def _judged(block: OpenBlock, weight: torch.Tensor, config: Shrink) -> dict[str, float]:
+    names = (block.where.ffn_in[0], block.where.ffn_out)
+    fit, held_out = (Tokens(*pair) for pair in block.tokens(names, _JUDGED_TOKENS))
+    active = round(config.keep * config.experts)
+    return judge(weight, fit, held_out, experts=config.experts, active=active)
 
 
 def _only(weight: torch.Tensor, left: torch.Tensor) -> torch.Tensor:

@@ -118,8 +118,37 @@ def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             f'<h2>{title}</h2><p class="note">Green: final. Grey: with the first mask.</p>'
             f'<div class="panels">{panels}</div>{table(COLUMNS, layer_rows(of_step))}'
+            f"{_judgement(of_step)}"
         )
     return "".join(parts)
+
+
+def _judgement(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Routed against static networks, where that was asked for."""
+    from edgelm.compress.judge import verdict
+
+    sentence = verdict(rows)
+    if not sentence:
+        return ""
+    ways = ("static", "oracle", "closed form", "FactorLLM")
+    judged = [row for row in rows if "closed form" in row["tried"]]
+    panels = lines(
+        "error at equal active width, %",
+        [
+            (way, [100 * row["tried"][way] for row in judged])
+            for way in ("static", "closed form")
+        ],
+    )
+    cells = [
+        [row["layer"], *(f"{100 * row['tried'][way]:.2f}" for way in ways)]
+        for row in judged
+    ]
+    return (
+        f'<h2>Would routing do better?</h2><p class="verdict">{escape(sentence)}</p>'
+        '<p class="note">Variance of each network\'s output that is lost, on held-out text, in percent. The '
+        "oracle knows each token's best experts. Green: static. Grey: closed-form routing.</p>"
+        f'<div class="panels">{panels}</div>{table(("network", *ways), cells)}'
+    )
 
 
 def _by_kind(

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from edgelm import layers, widths
 from edgelm.calibration import Batch, Calibration
 from edgelm.compress import Blocks, Shrink, Sparsify, compress, obs
-from edgelm.compress.shrink import allocate, by_variance, columns, refit
+from edgelm.compress.judge import verdict
+from edgelm.compress.least_squares import refit
+from edgelm.compress.shrink import allocate, by_variance, columns
 from edgelm.errors import CompressionError, ConfigError
 from edgelm.export.exporter import export
 from edgelm.layers import ARCHITECTURES
@@ -124,6 +126,11 @@ def test_allocation_is_the_best_of_all() -> None:
         if sum(counts) == 18
     ]
     assert sum(found) == 18
+    within = allocate(curves, 0.5, multiple, band=0.17)
+    assert sum(within) == 18
+    assert all(4 <= count <= 8 for count in within)
+    near = [w for w in ways if all(4 <= n <= 8 for n in w)]
+    assert lost(within) == pytest.approx(min(map(lost, near)))
     assert lost(found) == pytest.approx(min(map(lost, ways)))
 
 
@@ -225,7 +232,7 @@ def test_blocks_of_different_widths(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m", model)
     texts = tmp_path / "t.txt"
     texts.write_text("the man plays a flute in paris\nan old book\n" * 9, "utf-8")
-    step = Shrink(keep=0.5, allocation="auto", multiple=8)
+    step = Shrink(keep=0.5, allocation="auto", multiple=8, band=0.5)
     recipe = Recipe(Calibration(str(texts)), (step,))
     compress_model(str(folder), recipe, tmp_path / "ck", task="embedding")
     stored = json.loads((tmp_path / "ck" / "edgelm.json").read_text())["widths"]
@@ -318,3 +325,39 @@ def test_keeping_all_changes_nothing() -> None:
     assert all(r["error"] < 1e-9 for r in rows)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=1e-5, atol=1e-6)
+
+
+def test_experts_are_judged_on_the_way_and_the_result_is_static() -> None:
+    torch.manual_seed(0)
+    one = MODELS["bert"]().eval()
+    other = copy.deepcopy(one)
+    ids = torch.randint(5, 60, (20, 12))
+    sample = [Batch(ids, torch.ones_like(ids))]
+    steps = Shrink(keep=0.5, experts=4, multiple=1), Shrink(keep=0.5, multiple=1)
+    judged, plain = (
+        compress(Blocks(m), [s], sample, sample)
+        for m, s in zip((one, other), steps, strict=True)
+    )
+    for row, due in zip(judged, plain, strict=True):
+        assert {"static", "oracle", "closed form", "FactorLLM"} <= set(row["tried"])
+        assert row["error"] == due["error"]
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+    assert verdict(plain) == ""
+    assert "static" in verdict(judged)
+    paying = [{"layer": "x.ffn", "tried": {"static": 1.0, "closed form": 0.5}}]
+    assert "1 of 1 networks (x.ffn)" in verdict(paying)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"experts": 3, "keep": 0.5},
+        {"experts": -1},
+        {"experts": 4, "part": "heads"},
+        {"experts": 4, "allocation": "auto"},
+    ],
+)
+def test_experts_that_do_not_fit(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="xperts"):
+        Shrink(**settings)
