@@ -12,7 +12,7 @@ from edgelm import layers, schema
 from edgelm.compress import allocation, distributed, sequential, shrink
 from edgelm.compress.blocks import Blocks
 from edgelm.compress.layer import LayerReport
-from edgelm.compress.sequential import OpenBlock
+from edgelm.compress.observe import OpenBlock
 from edgelm.compress.shrink import Shrink, shrink_block
 from edgelm.compress.sizes import sizes
 from edgelm.compress.sparsify import Sparsify, sparsify_block

@@ -86,13 +86,14 @@ def progressive(blocks: int, sparsity: float, band: float) -> list[float]:
 
 def _outliers(blocks: Blocks, step: int, batches: Sequence[Batch]) -> list[float]:
     from edgelm.compress import sequential
+    from edgelm.compress.observe import observe
 
     shares, where = [], architecture(blocks.model.config.model_type)
     with blocks.around(), blocks.open(step, 0):
         flows = sequential.start(blocks.model, batches, blocks.spill)
     for index in range(len(blocks)):
         with blocks.open(step, index) as block:
-            statistics = sequential.observe(block, index, flows, where.linears, where)
+            statistics = observe(block, index, flows, where.linears, where)
             saliencies = [
                 wanda(weight_matrix(module), statistics[name]).flatten()
                 for name, module in linears(blocks.model, block)

@@ -19,6 +19,7 @@ from edgelm import widths
 from edgelm.compress import least_squares, obs, sequential
 from edgelm.compress.judge import Tokens, judge
 from edgelm.compress.layer import Layer, LayerReport
+from edgelm.compress.observe import observe, stream_variance
 from edgelm.errors import CompressionError, ConfigError
 from edgelm.layers import architecture, weight_matrix
 from edgelm.streaming import set_parameters_
@@ -26,7 +27,7 @@ from edgelm.streaming import set_parameters_
 if TYPE_CHECKING:
     from edgelm.calibration import Batch
     from edgelm.compress.blocks import Blocks
-    from edgelm.compress.sequential import OpenBlock
+    from edgelm.compress.observe import OpenBlock
 
 # Most tokens that experts are made of and judged by.
 _JUDGED_TOKENS = 16384
@@ -153,7 +154,7 @@ def plan(
         flows = sequential.start(blocks.model, batches, blocks.spill)
     for index in range(len(blocks)):
         with blocks.open(step, index) as block:
-            found = sequential.observe(block, index, flows, [name], where)[name]
+            found = observe(block, index, flows, [name], where)[name]
             module = block.get_submodule(name)
             weight = weight_matrix(module).float()
             layer = Layer(
@@ -162,7 +163,7 @@ def plan(
             units = widths.of_block(blocks.model.config, block, config.part)
             size = weight.shape[1] // units
             costs = obs.remove_units(weight, layer.gram, size, 1)[1]
-            stream = sequential.stream_variance(block, index, flows, name, where)
+            stream = stream_variance(block, index, flows, name, where)
             curves.append(costs / max(stream, 1e-30))
             sequential.advance_(block, index, flows)
     counts = allocate(curves, config.keep, _grain(config), config.band)

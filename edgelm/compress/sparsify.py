@@ -12,6 +12,7 @@ from edgelm.compress import admm, dsnot, obs, permute, swaps
 from edgelm.compress.admm import Admm
 from edgelm.compress.dsnot import Dsnot
 from edgelm.compress.layer import Layer, LayerReport
+from edgelm.compress.observe import OpenBlock
 from edgelm.compress.patterns import (
     Pattern,
     check_mask,
@@ -20,7 +21,6 @@ from edgelm.compress.patterns import (
     parse_pattern,
 )
 from edgelm.compress.saliency import SALIENCIES
-from edgelm.compress.sequential import OpenBlock
 from edgelm.compress.swaps import Swaps
 from edgelm.errors import CompressionError, ConfigError
 from edgelm.layers import weight_matrix

@@ -11,6 +11,7 @@ from edgelm import layers
 from edgelm.calibration import Batch
 from edgelm.compress import Blocks, Sparsify, compress, sequential
 from edgelm.compress.least_squares import solve
+from edgelm.compress.observe import watch
 from edgelm.compress.sparsify import Layer
 from edgelm.statistics import ActivationStatistics
 from tests.compress.test_blocks import MODELS, batches, outputs
@@ -45,16 +46,16 @@ def test_drift_added_to_a_layers_output_gives_the_dense_blocks_output(
         index = 1 if rest else 0
         for one, other in zip(now, before, strict=True):
             seen, due = (
-                sequential._watch(block, index, flow, [where.ffn_out], where)
+                watch(block, index, flow, [where.ffn_out], where)
                 for block, flow in ((second, one), (dense, other))
             )
             drift = due[0].output - seen[0].output
             handle = second.get_submodule(where.ffn_out).register_forward_hook(
                 lambda _, args, output, drift=drift: output + drift
             )
-            mended = sequential._advance(second, index, one)
+            mended = sequential.advanced(second, index, one)
             handle.remove()
-            wanted = sequential._advance(dense, index, other)
+            wanted = sequential.advanced(dense, index, other)
             assert float(drift.abs().max()) > 1e-4
             torch.testing.assert_close(mended, wanted, rtol=1e-4, atol=1e-5)
 

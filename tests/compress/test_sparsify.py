@@ -15,6 +15,7 @@ from edgelm import layers
 from edgelm.calibration import Batch
 from edgelm.compress import Blocks, Sparsify, sequential
 from edgelm.compress import compress as compress_blocks
+from edgelm.compress.observe import observe as observed
 from edgelm.compress.patterns import check_mask, parse_pattern
 from edgelm.compress.sparsify import Layer
 from edgelm.errors import CompressionError, ConfigError
@@ -145,11 +146,11 @@ def test_the_reported_error_is_the_layer_output_error(
 
 def observe(
     model: BertModel, index: int, flows: list[sequential.Flow]
-) -> sequential.Statistics:
+) -> dict[str, ActivationStatistics]:
     """Statistics of all linear layers of a block."""
     where = layers.architecture("bert")
     block = layers.blocks(model)[index][1]
-    return sequential.observe(block, index, flows, where.linears, where)
+    return observed(block, index, flows, where.linears, where)
 
 
 def test_statistics_come_from_the_compressed_prefix(
