@@ -12,6 +12,7 @@ import numpy as np
 import edgelm
 from edgelm import samples
 from edgelm.bundle import load_golden, open_bundle
+from edgelm.calibration import Calibration
 from edgelm.compress import Sparsify
 from edgelm.evaluate import accuracy
 from edgelm.evaluate.contender import open_any
@@ -27,7 +28,11 @@ from edgelm.runtimes.verification import verify
 Say = Callable[[str], None]
 
 MODELS = ("minilm", "minilm-ner", "minilm-similarity")
-RECIPE = Recipe(steps=(Sparsify(sparsity=0.5, refine="admm", repair="admm"),))
+# Half the default's texts: a first look should not take long.
+RECIPE = Recipe(
+    Calibration(max_texts=256),
+    (Sparsify(sparsity=0.5, refine="admm", repair="admm"),),
+)
 _SENTENCES = (
     "Ada Lovelace wrote about Babbage's engine in London.",
     "The ferry from Tallinn to Helsinki was cancelled by the Baltic Shipping Company.",
