@@ -18,9 +18,10 @@ import torch
 
 from edgelm import layers
 from edgelm.calibration import Batch, Calibration, load_texts, split
-from edgelm.compress.judge import Tokens, judge, pays
+from edgelm.compress.judge import Tokens, judge
 from edgelm.models import LoadedModel, load_model
 from edgelm.pipeline import calibration_batches
+from edgelm.reports.compression import pays
 
 
 def tokens_of(

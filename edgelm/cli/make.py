@@ -186,9 +186,13 @@ def compress(
     from edgelm import recipe as recipes
     from edgelm.checkpoint import PAGE
     from edgelm.compress.distributed import rank
-    from edgelm.compress.judge import verdict
     from edgelm.pipeline import compress_model
-    from edgelm.reports.compression import COLUMNS, layer_rows, size_sentence
+    from edgelm.reports.compression import (
+        COLUMNS,
+        layer_rows,
+        size_sentence,
+        verdict,
+    )
 
     if experts is not None or active is not None:
         if not experts or not active or ffn_keep is not None:

@@ -1,22 +1,18 @@
 """Whether routing pays: one feed-forward network, static and routed, at equal active width.
 
 Routing saves no memory and costs dispatch, so it has to leave a clearly smaller error than a
-static network of the width that is active: below `WORTH` times its error.
+static network of the width that is active (`edgelm.reports.compression.pays`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from edgelm.compress import least_squares, obs, routing
 from edgelm.errors import CompressionError
 
-# A routed error above this share of the static one does not pay for the dispatch.
-WORTH = 0.8
 _ROUTER_STEPS = 500
 
 
@@ -125,28 +121,6 @@ def judge(
     on = held_out.a * mask.repeat_interleave(plain.shape[1], dim=1)
     errors["FactorLLM"] = error(on @ w2.T * (experts / active))
     return errors
-
-
-def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the judge found, over the rows of a compression's report; empty if not asked."""
-    judged = [row for row in rows if "closed form" in row["tried"]]
-    if not judged:
-        return ""
-    paying = [row["layer"] for row in judged if pays(row["tried"])]
-    if not paying:
-        return (
-            "Routing does not pay: in no network is a closed-form router's error below "
-            f"{WORTH:g} of the static one's at equal active width. The result is static."
-        )
-    return (
-        f"Routing would leave a clearly smaller error in {len(paying)} of {len(judged)} networks "
-        f"({', '.join(paying)}). Routed networks are not exported yet: the result is static."
-    )
-
-
-def pays(errors: Mapping[str, float]) -> bool:
-    """Whether the closed-form router is enough better than the static network."""
-    return errors["closed form"] < WORTH * errors["static"]
 
 
 def _labels(

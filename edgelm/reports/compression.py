@@ -22,6 +22,10 @@ COLUMNS = (
 )
 
 
+# A routed error above this share of the static one does not pay for the dispatch.
+_WORTH = 0.8
+
+
 def compression_page(about: Mapping[str, Any]) -> str:
     """The page of one compression.
 
@@ -92,6 +96,28 @@ def layer_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the judge found, over the rows of a compression's report; empty if not asked."""
+    judged = [row for row in rows if "closed form" in row["tried"]]
+    if not judged:
+        return ""
+    paying = [row["layer"] for row in judged if pays(row["tried"])]
+    if not paying:
+        return (
+            "Routing does not pay: in no network is a closed-form router's error below "
+            f"{_WORTH:g} of the static one's at equal active width. The result is static."
+        )
+    return (
+        f"Routing would leave a clearly smaller error in {len(paying)} of {len(judged)} networks "
+        f"({', '.join(paying)}). Routed networks are not exported yet: the result is static."
+    )
+
+
+def pays(errors: Mapping[str, float]) -> bool:
+    """Whether the closed-form router is enough better than the static network."""
+    return errors["closed form"] < _WORTH * errors["static"]
+
+
 def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
     numbers = sorted({row["step"] for row in rows})
     parts = []
@@ -125,8 +151,6 @@ def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _judgement(rows: Sequence[Mapping[str, Any]]) -> str:
     """Routed against static networks, where that was asked for."""
-    from edgelm.compress.judge import verdict
-
     sentence = verdict(rows)
     if not sentence:
         return ""

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgelm.compress import routing
-from edgelm.compress.judge import Tokens, judge, pays
+from edgelm.compress.judge import Tokens, judge
 from edgelm.errors import CompressionError
+from edgelm.reports.compression import pays
 
 
 def network(

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from edgelm import layers, widths
 from edgelm.calibration import Batch, Calibration
 from edgelm.compress import Blocks, Shrink, Sparsify, compress, obs
-from edgelm.compress.judge import verdict
 from edgelm.compress.least_squares import refit
 from edgelm.compress.shrink import allocate, by_variance, columns
 from edgelm.errors import CompressionError, ConfigError
@@ -25,6 +24,7 @@ from edgelm.layers import ARCHITECTURES
 from edgelm.models import load_model
 from edgelm.pipeline import compress_model
 from edgelm.recipe import Recipe
+from edgelm.reports.compression import verdict
 from tests.compress.test_blocks import MODELS, batches, outputs, save_tiny, task_of
 
 FREE = [name for name in sorted(MODELS) if ARCHITECTURES[name].free_heads]
