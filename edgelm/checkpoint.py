@@ -63,7 +63,7 @@ def save_checkpoint(
         "steps": [*loaded.steps, *recipe["steps"]],
         "recipe": recipe,
         "calibration_digest": calibration_digest,
-        "widths": units,
+        "widths": widths.padding(loaded.model.config, units),
         "cost": cost,
         "report": report,
     }

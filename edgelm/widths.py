@@ -96,7 +96,8 @@ def of_block(config: Any, block: nn.Module, part: layers.Part) -> int:
 
 def of_model(model: PreTrainedModel) -> Widths:
     """Units of every block, of the parts that are not as the config says."""
-    parts: tuple[layers.Part, ...] = ("neurons", "heads")
+    free = layers.architecture(model.config.model_type).free_heads
+    parts: tuple[layers.Part, ...] = ("neurons", "heads") if free else ("neurons",)
     found = {
         part: [of_block(model.config, block, part) for _, block in layers.blocks(model)]
         for part in parts
@@ -132,6 +133,15 @@ def padded(count: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
 def stored_width(config: Any, part: layers.Part, counts: Sequence[int]) -> int:
     """How many units blocks have in the files: what the config can say."""
     return max(counts) if part == "neurons" else of_config(config, part)
+
+
+def padding(config: Any, widths: Widths) -> Widths:
+    """Of these units of every block, the parts that the files pad."""
+    return {
+        part: counts
+        for part, counts in widths.items()
+        if set(counts) != {stored_width(config, part, counts)}
+    }
 
 
 def make_loadable(

@@ -37,7 +37,8 @@ class Method:
     """A compression method.
 
     Attributes:
-        config: Its config.
+        config: Its config, which also says what to ``skip`` and whether it
+            ``follows_drift``.
         plan: From the config of a step to that of each block.
         block: What compresses a block.
     """

@@ -72,7 +72,7 @@ def judge(
             f"at least {4 * plain.shape[1]} are needed. Give more calibration text."
         )
     wanted, due = fit.a @ w2.T, held_out.a @ w2.T
-    energy = float((due - due.mean(dim=0)).square().sum())
+    energy = max(float((due - due.mean(dim=0)).square().sum()), 1e-30)
 
     def error(given: torch.Tensor) -> float:
         return float((given - due).square().sum()) / energy

@@ -18,7 +18,13 @@ _BLOCK = 128
 
 
 def inverse_factor(gram: torch.Tensor) -> torch.Tensor:
-    """Upper Cholesky factor of the damped inverse of a Gram matrix.
+    """Upper Cholesky factor of `damped_inverse`, float64 ``[in, in]``."""
+    factor: torch.Tensor = torch.linalg.cholesky(damped_inverse(gram), upper=True)
+    return factor
+
+
+def damped_inverse(gram: torch.Tensor) -> torch.Tensor:
+    """The inverse of a Gram matrix, damped.
 
     Args:
         gram: ``[in, in]``, symmetric, positive semi-definite; may be singular.
@@ -33,9 +39,7 @@ def inverse_factor(gram: torch.Tensor) -> torch.Tensor:
     matrix = matrix + damping * torch.eye(
         len(matrix), dtype=matrix.dtype, device=matrix.device
     )
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
 
 def removal_cost(weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
@@ -112,8 +116,7 @@ def remove_units(
     left = torch.arange(weight.shape[1] // size, device=weight.device)
     at_once = max(len(left) // 64, 1)
     w = weight.double().clone()
-    factor = inverse_factor(gram)
-    inverse = factor.T @ factor
+    inverse = damped_inverse(gram)
     costs, lost = [], 0.0
     while len(left) > keep:
         own = inverse.reshape(len(left), size, len(left), size)

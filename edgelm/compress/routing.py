@@ -34,12 +34,6 @@ def contiguous(neurons: int, experts: int) -> torch.Tensor:
     return torch.arange(neurons).reshape(experts, -1)
 
 
-def permuted(neurons: int, experts: int, seed: int = 0) -> torch.Tensor:
-    """The paper's other split: neurons drawn at random, int64 ``[E, F / E]``."""
-    order = torch.randperm(neurons, generator=torch.Generator().manual_seed(seed))
-    return order[contiguous(neurons, experts)]
-
-
 def clustered(
     a: torch.Tensor, w2: torch.Tensor, experts: int, shared: int, seed: int = 0
 ) -> torch.Tensor:
@@ -198,7 +192,7 @@ def logistic_router(
             logits = inputs @ weight.T + bias
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
             loss = loss + penalty * weight.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             return loss
 
         fit.step(closure)  # type: ignore[no-untyped-call]
@@ -237,7 +231,7 @@ def trained_router(
             )
             loss = prior_approximate_loss(x[rows] @ weight.T + bias, labels[rows])
             adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             adam.step()
             decay.step()
     return weight.detach(), bias.detach()

@@ -100,16 +100,6 @@ class Shrink:
         return self.drift > 0
 
 
-Score = Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor]
-
-SCORES: dict[str, Score] = {
-    "obs": lambda weight, gram, size, keep: obs.remove_units(weight, gram, size, keep)[
-        0
-    ],
-    "variance": lambda weight, gram, size, keep: by_variance(weight, gram, size, keep),
-}
-
-
 def by_variance(
     weight: torch.Tensor, gram: torch.Tensor, size: int, keep: int
 ) -> torch.Tensor:
@@ -117,6 +107,14 @@ def by_variance(
     each = gram.diagonal() * weight.square().sum(dim=0)
     found = each.reshape(-1, size).sum(dim=1).topk(keep).indices
     return found.sort().values
+
+
+Score = Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor]
+
+SCORES: dict[str, Score] = {
+    "obs": lambda *problem: obs.remove_units(*problem)[0],
+    "variance": by_variance,
+}
 
 
 def columns(units: torch.Tensor, size: int) -> torch.Tensor:
@@ -239,9 +237,9 @@ def shrink_block(block: OpenBlock, config: Shrink) -> list[LayerReport]:
     judged = _judged(block, matrix, config) if config.experts else {}
     fit, held_out = block.observe([name])
     layer = Layer(matrix, bias is not None, fit[name], held_out[name], config.drift)
-    kept = SCORES[config.score](layer.aim, layer.gram, size, keep)
+    problem = layer.aim, layer.gram, size, keep
+    kept = SCORES[config.score](*problem)
     left = columns(kept, size)
-    by_size = columns(by_variance(layer.aim, layer.gram, size, keep), size)
     new = least_squares.refit(layer.aim, layer.gram, left)
     shift = layer.shift(new)
     if bias is not None and shift is not None:
@@ -253,7 +251,10 @@ def shrink_block(block: OpenBlock, config: Shrink) -> list[LayerReport]:
     smaller = widths.map_units(weights, where, config.part, units, change)
     set_parameters_(block.module, smaller)
     producers = where.ffn_in if neurons else where.attention_in
-    initial, dropped = (layer.error(_only(layer.aim, c)) for c in (by_size, left))
+    dropped = layer.error(_only(layer.aim, left))
+    initial = dropped
+    if config.score != "variance":
+        initial = layer.error(_only(layer.aim, columns(by_variance(*problem), size)))
     return [
         LayerReport(
             full,
