@@ -37,8 +37,8 @@ class Calibration:
     """
 
     texts: str = BUILT_IN
-    max_texts: int = 512
-    max_tokens: int = 128
+    max_texts: int = 2048
+    max_tokens: int = 256
     weighting: Literal["auto", "text", "token"] = "auto"
     seed: int = 0
 

@@ -98,14 +98,14 @@ OUTPUT = click.Path(path_type=Path)
 @click.option(
     "--max-texts",
     type=int,
-    default=512,
+    default=2048,
     show_default=True,
-    help="Calibrate on at most this many texts.",
+    help="Calibrate on at most this many texts (the built-in sample has fewer).",
 )
 @click.option(
     "--max-tokens",
     type=int,
-    default=128,
+    default=256,
     show_default=True,
     help="Cut calibration texts to this many tokens.",
 )
