@@ -28,6 +28,10 @@ from edgelm.errors import ConfigError, InputError
 
 VERSION = 1
 
+# Preset -> share of the feed-forward neurons that stay; what they cost and bring is in
+# docs/factorization.md.
+PRESETS = {"accurate": 0.75, "balanced": 0.5, "smallest": 0.25}
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from edgelm.export.exporter import export
+from edgelm.export.exporter import RANGES, export
+from edgelm.export.rivals import export_fastest
 
-__all__ = ["export"]
+__all__ = ["RANGES", "export", "export_fastest"]

@@ -16,6 +16,7 @@ from torch import nn
 
 from edgelm.bundle import Graph, Tensor
 from edgelm.errors import ExportError, SessionError, require
+from edgelm.export.attention import plain_attention
 from edgelm.export.modules import interface, wrap
 from edgelm.metrics import snr_db
 from edgelm.models import LoadedModel
@@ -64,7 +65,7 @@ def export_graph(loaded: LoadedModel, path: Path, opset: int) -> Graph:
         1: torch.export.Dim("sequence", min=1, max=loaded.max_length),
     }
     try:
-        with _quiet():
+        with _quiet(), plain_attention(loaded.model):
             program = torch.onnx.export(
                 module,
                 tuple(torch.from_numpy(example[name]) for name in names),
@@ -121,6 +122,26 @@ def describe(proto: onnx.ModelProto, file: str) -> Graph:
         tuple(tensor(value) for value in proto.graph.output),
         dict(sorted(counts.items())),
     )
+
+
+def weighted_products(proto: onnx.ModelProto) -> tuple[list[Any], list[Any]]:
+    """The matrix products with constant weights: those that may become int8, and the heads.
+
+    A head is a Gemm (one row a text), or what gives the graph's output but for a
+    bias. Heads are small, and every error in them is an error of the answer.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    last = {output.name for output in proto.graph.output}
+    for node in reversed(proto.graph.node):
+        if node.op_type == "Add" and node.output[0] in last:
+            last.update(node.input)
+    products: list[Any] = []
+    heads: list[Any] = []
+    for node in proto.graph.node:
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in constants:
+            head = node.op_type == "Gemm" or node.output[0] in last
+            (heads if head else products).append(node)
+    return products, heads
 
 
 def random_inputs(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +12,13 @@ from numpy.typing import NDArray
 
 from edgelm.bundle import Bundle, Manifest
 from edgelm.errors import BundleError, InputError, SessionError
+from edgelm.runtimes.openvino import PROVIDER, OpenVinoSession
 from edgelm.runtimes.session import OnnxSession, Session
 from edgelm.targets import load_target
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-# Tokens of one call of the graph, padding included. On a CPU more is slower, not
-# faster: the activations of a layer no longer fit its cache, and memory grows.
-BATCH_TOKENS = 512
 _NO_ROW = np.zeros(0, np.float32)
 
 
@@ -34,7 +34,12 @@ class Engine:
     """
 
     def __init__(
-        self, name: str, manifest: Manifest, tokenizer: Tokenizer, session: Session
+        self,
+        name: str,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        session: Session,
+        workers: int = 1,
     ) -> None:
         """Put a tokenizer and a session together; `open_engine` does it for a bundle.
 
@@ -43,7 +48,9 @@ class Engine:
             manifest: What is known of the model.
             tokenizer: Its tokenizer; padding and truncation are set here.
             session: What runs the graph.
+            workers: Batches that run at once.
         """
+        self.workers = workers
         self.name = name
         self.manifest = manifest
         self.session = session
@@ -91,17 +98,30 @@ class Engine:
         """
         rows: list[NDArray[np.float32]] = [_NO_ROW] * len(encodings)
         per_token = "sequence" in self._output.shape
-        for batch in batches([len(encoding) for encoding in encodings]):
+
+        def run(batch: list[int]) -> None:
             feeds = self._collate([encodings[i] for i in batch])
-            for row, i in zip(
-                self.session.run(feeds)[self._output.name], batch, strict=True
-            ):
+            output = self.session.run(feeds)[self._output.name]
+            for row, i in zip(output, batch, strict=True):
                 rows[i] = row[: len(encodings[i])] if per_token else row
+
+        lengths = [len(encoding) for encoding in encodings]
+        todo = list(batches(lengths, self.session.batch_tokens))
+        if self.workers == 1 or len(todo) == 1:
+            for batch in todo:
+                run(batch)
+        else:
+            with ThreadPoolExecutor(self.workers) as pool:
+                list(pool.map(run, todo))  # raises what a worker raised
         return rows
 
     def _collate(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
         info = self.manifest.tokenizer
-        shape = (len(encodings), max(len(encoding) for encoding in encodings))
+        longest = max(len(encoding) for encoding in encodings)
+        if len(encodings) == 1:
+            step = self.session.length_step
+            longest = max(longest, min(-(-longest // step) * step, info.max_length))
+        shape = (len(encodings), longest)
         feeds = {
             "input_ids": np.full(shape, info.pad_id, np.int64),
             "attention_mask": np.zeros(shape, np.int64),
@@ -116,7 +136,11 @@ class Engine:
 
 
 def open_engine(
-    bundle: Bundle, *, threads: int | None = None, provider: str | None = None
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    workers: int = 1,
+    provider: str | None = None,
 ) -> Engine:
     """Open a bundle. Arguments and errors are those of `edgelm.load`."""
     from tokenizers import Tokenizer
@@ -128,13 +152,29 @@ def open_engine(
     except Exception as error:  # the library raises bare exceptions
         raise BundleError(f"{path} cannot be read: {error}") from error
     graph = bundle.file(manifest.graph.file)
-    session = OnnxSession(graph, _provider(bundle, provider), threads)
-    return Engine(str(bundle.path), manifest, tokenizer, session)
+    if workers < 1 or (threads is not None and threads < 1):
+        raise InputError(
+            f"Threads and workers must be at least 1. Got {threads} threads and {workers} workers instead."
+        )
+    each = threads or max(1, cores() // workers)
+    chosen = _provider(bundle, provider)
+    session: Session
+    if chosen == PROVIDER:
+        exact = manifest.precision == "fp32"
+        session = OpenVinoSession(graph, threads=each, workers=workers, exact=exact)
+    else:
+        session = OnnxSession(graph, chosen, each)
+    return Engine(str(bundle.path), manifest, tokenizer, session, workers)
 
 
-def batches(
-    lengths: Sequence[int], max_tokens: int = BATCH_TOKENS
-) -> Iterator[list[int]]:
+def cores() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Group inputs of like length.
 
     Args:
@@ -175,7 +215,7 @@ def _provider(bundle: Bundle, asked: str | None) -> str:
     if asked is not None:
         return asked
     target = load_target(bundle.manifest.target)
-    if target.runtime != "onnxruntime":
+    if target.runtime == "tensorrt":
         raise SessionError(
             f"The bundle {bundle.path} is for {target.title}: its engine is built on the device. "
             "To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."

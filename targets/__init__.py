@@ -18,6 +18,7 @@ else:
 
 __all__ = [
     "FAMILIES",
+    "RIVALS",
     "EngineBuild",
     "Gpu",
     "Memory",
@@ -28,10 +29,12 @@ __all__ = [
 ]
 
 Precision = Literal["fp32", "fp16", "int8"]
-Runtime = Literal["onnxruntime", "tensorrt"]
+Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 
 # A family stands for its most conservative member wherever the device is not at hand.
 FAMILIES = {"jetson": "jetson-orin-nano"}
+# Targets for the same machines: export measures them here, side by side, and keeps the fastest.
+RIVALS = {"cpu-fastest": ("cpu", "cpu-openvino")}
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Target:
         title: For people.
         arch: Machine name as ``uname -m`` prints it, or ``any``.
         runtime: What runs the graph.
-        provider: Execution provider of ONNX Runtime, where it runs the graph.
+        provider: Execution provider of ONNX Runtime, or the name of the other runtime.
         precisions: What may be exported for it.
         default_precision: What ``--precision auto`` means.
         opset: ONNX opset of the graph.
@@ -158,7 +161,7 @@ def load_target(name: str) -> Target:
     member = FAMILIES.get(name, name)
     known = list_targets()
     if member not in known:
-        names = ", ".join((*known, *FAMILIES))
+        names = ", ".join((*known, *FAMILIES, *RIVALS))
         raise TargetError(f"There is no target '{name}'. Known targets: {names}.")
     text = target_text(member)
     data = {"name": member, **tomllib.loads(text)}

@@ -138,12 +138,13 @@ def bundles(
     """Bundles of tiny and built-in models, exported once a session; not to be changed."""
     root = tmp_path_factory.mktemp("bundles")
 
-    def get(model: str = "minilm", precision: str = "fp32") -> Path:
-        path = root / f"{model}-{precision}"
+    def get(
+        model: str = "minilm", precision: str = "fp32", target: str = "cpu"
+    ) -> Path:
+        path = root / f"{model}-{precision}-{target}"
         if not path.exists():
-            export_bundle(
-                str(tiny(model)) if model in TINY else model, path, precision=precision
-            )
+            source = str(tiny(model)) if model in TINY else model
+            export_bundle(source, path, precision=precision, target=target)
         return path
 
     return get

@@ -18,11 +18,11 @@ from edgelm.errors import EdgelmError
 # device never waits for what `edgelm compress` needs.
 COMMANDS = {
     "bench": "measure",
-    "compress": "make",
+    "compress": "compress",
     "demo": "demo",
     "doctor": "look",
     "eval": "measure",
-    "export": "make",
+    "export": "export",
     "info": "look",
     "run": "run",
     "targets": "look",

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Literal
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +25,10 @@ from rich.table import Table
 # A pipe or a log has no width of its own; tables must not break there.
 _WIDTH = None if sys.stderr.isatty() else 160
 console = Console(stderr=True, highlight=False, soft_wrap=True, width=_WIDTH)
+
+
+TASKS = click.Choice(["embedding", "ner", "scoring", "lm"])
+OUTPUT = click.Path(path_type=Path)
 
 
 def emit(row: Mapping[str, Any]) -> None:

@@ -26,7 +26,11 @@ class TorchSession:
     Attributes:
         provider: The device that runs it.
         runtime: What runs it, with its version.
+        batch_tokens: PyTorch's calls are dear; small batches would be unfair to it.
     """
+
+    batch_tokens = 2048
+    length_step = 1
 
     def __init__(self, module: nn.Module, output: str) -> None:
         """Wrap a module that takes the graph's inputs by name."""

@@ -29,8 +29,8 @@ from edgelm.errors import ExportError, GateError, OutputExistsError, TargetError
 from edgelm.export import export
 from edgelm.export import graph as graphs
 from edgelm.export.graph import export_graph, random_inputs
+from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.modules import pool, wrap
-from edgelm.export.precision import quantize_int8
 from edgelm.metrics import snr_db
 from edgelm.models import load_model
 from tests.conftest import TINY, export_bundle, save_tiny, tiny_config
@@ -156,7 +156,7 @@ def test_int8_weights_are_scaled_per_channel(tmp_path: Path, tiny: Any) -> None:
         loaded.model.encoder.layer[0].output.dense.weight[0] *= 1000
         loaded.model.encoder.layer[0].output.dense.weight[0] += 50
     export_graph(loaded, tmp_path / "f.onnx", 20)
-    quantize_int8(tmp_path / "f.onnx", tmp_path / "q.onnx")
+    quantize_dynamic(tmp_path / "f.onnx", tmp_path / "q.onnx")
     weights = {
         t.name: onnx.numpy_helper.to_array(t)
         for t in onnx.load(tmp_path / "q.onnx").graph.initializer

@@ -161,6 +161,8 @@ def test_verify_sees_a_wrong_graph_a_wrong_tokenizer_and_nan(bundles: Bundles) -
 
     class Nan:
         provider = runtime = "test"
+        batch_tokens = 512
+        length_step = 1
 
         def run(self, feeds: Any) -> Any:
             return {

@@ -1,4 +1,4 @@
-"""Commands that make something: compress, export."""
+"""The command compress."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 import click
 
-from edgelm.cli.console import console, emit, progress_bar, say, show_table
-
-TASKS = click.Choice(["embedding", "ner", "scoring", "lm"])
-OUTPUT = click.Path(path_type=Path)
+from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_table
 
 
 @click.command()
@@ -21,6 +18,11 @@ OUTPUT = click.Path(path_type=Path)
     "recipe_file",
     type=click.Path(path_type=Path),
     help="Recipe file (TOML), instead of the flags.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["accurate", "balanced", "smallest"]),
+    help="A recipe for all runtimes: three quarters, half or a quarter of the feed-forward neurons.",
 )
 @click.option("--sparsity", help="Fraction of zeros (0.5), or N of every M kept (2:4).")
 @click.option(
@@ -151,6 +153,7 @@ def compress(
     model: str,
     output: Path | None,
     recipe_file: Path | None,
+    preset: str | None,
     sparsity: str | None,
     ffn_keep: str | None,
     experts: int | None,
@@ -200,6 +203,12 @@ def compress(
                 "Give --experts with --active, both at least 1, and without --ffn-keep."
             )
         ffn_keep = str(active / experts)
+    if preset is not None:
+        if ffn_keep is not None:
+            raise click.UsageError(
+                "--preset says how many neurons stay; leave --ffn-keep and --experts out."
+            )
+        ffn_keep = str(recipes.PRESETS[preset])
     steps = _shrink_steps(ffn_keep, experts or 0, heads_keep, budget, skip)
     if sparsity is not None:
         steps.append(
@@ -219,7 +228,7 @@ def compress(
     if recipe_file is None:
         if not steps:
             raise click.UsageError(
-                "Say what to do: --ffn-keep 0.5, --sparsity 0.5, --sparsity 2:4, or --recipe FILE."
+                "Say what to do: --preset balanced, --ffn-keep 0.5, --sparsity 0.5, --sparsity 2:4, or --recipe FILE."
             )
         calibration = {
             "texts": texts,
@@ -275,92 +284,6 @@ def compress(
     say(f"{size_sentence(report.layers)} All of it: {output / PAGE}")
 
 
-@click.command()
-@click.argument("checkpoint")
-@click.option(
-    "--target", required=True, help="Device to export for; `edgelm targets` lists them."
-)
-@click.option(
-    "-o", "--output", type=OUTPUT, required=True, help="Folder of the bundle to make."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "int8"]),
-    default="auto",
-    show_default=True,
-    help="auto: the target's own.",
-)
-@click.option(
-    "--min-snr-db",
-    type=float,
-    help="Least agreement with the original model, dB; the manifest records it.",
-)
-@click.option("--task", type=TASKS, help="What the model is for; else inferred.")
-@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
-)
-def export(
-    checkpoint: str,
-    target: str,
-    output: Path,
-    precision: str,
-    min_snr_db: float | None,
-    task: Any,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Make a verified bundle for a device from CHECKPOINT (or any model).
-
-    \b
-    edgelm export small --target cpu -o bundle --precision int8
-    """
-    from edgelm.atomic import check_free
-    from edgelm.bundle import MANIFEST
-    from edgelm.export import export as export_bundle
-    from edgelm.models import load_model
-    from edgelm.targets import FAMILIES, load_target
-
-    device = load_target(target)
-    check_free(output, marker=MANIFEST, force=force)
-    if target in FAMILIES:
-        say(
-            f"{target} is a family of devices; exporting for its most conservative member, {device.name}."
-        )
-    with console.status(f"exporting {checkpoint}") as status:
-        loaded = load_model(checkpoint, task)
-        bundle = export_bundle(
-            loaded,
-            target,
-            output,
-            precision=precision,
-            min_snr_db=min_snr_db,
-            force=force,
-            progress=lambda what: status.update(f"{checkpoint}: {what}"),
-        )
-    manifest = bundle.manifest
-    if as_json:
-        emit(
-            {
-                "bundle": str(output),
-                "task": manifest.task,
-                "target": manifest.target,
-                "precision": manifest.precision,
-                "size_bytes": bundle.size_bytes,
-                "snr_db": manifest.golden.measured_snr_db,
-            }
-        )
-    say(
-        f"{output}: {manifest.task}, {manifest.precision}, for {device.title}; "
-        f"{bundle.size_bytes / 1e6:.1f} MB, {manifest.golden.measured_snr_db:.1f} dB to the original model"
-    )
-    if device.engine is not None:
-        say(
-            "Its engine is built on the device, from build.json; "
-            "the ONNX graph also runs with --provider CPUExecutionProvider."
-        )
-
-
 def _shrink_steps(
     ffn_keep: str | None,
     experts: int,
@@ -391,4 +314,4 @@ def _number(text: str) -> float | str:
         return text
 
 
-COMMANDS = {"compress": compress, "export": export}
+COMMANDS = {"compress": compress}

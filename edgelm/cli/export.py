@@ -1,0 +1,116 @@
+"""The command export."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option(
+    "--target", required=True, help="Device to export for; `edgelm targets` lists them."
+)
+@click.option(
+    "-o", "--output", type=OUTPUT, required=True, help="Folder of the bundle to make."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "int8"]),
+    default="auto",
+    show_default=True,
+    help="auto: the target's own.",
+)
+@click.option(
+    "--calibration",
+    "texts",
+    default="built-in",
+    show_default=True,
+    metavar="FILE",
+    help="Texts that ranges of static int8 are taken from: .txt or .jsonl, also .gz and .zst.",
+)
+@click.option(
+    "--min-snr-db",
+    type=float,
+    help="Least agreement with the original model, dB; the manifest records it.",
+)
+@click.option("--task", type=TASKS, help="What the model is for; else inferred.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
+)
+def export(
+    checkpoint: str,
+    target: str,
+    output: Path,
+    precision: str,
+    texts: str,
+    min_snr_db: float | None,
+    task: Any,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a verified bundle for a device from CHECKPOINT (or any model).
+
+    \b
+    edgelm export small --target cpu -o bundle --precision int8
+    """
+    from edgelm.atomic import check_free
+    from edgelm.bundle import MANIFEST
+    from edgelm.export import RANGES, export_fastest
+    from edgelm.export import export as export_bundle
+    from edgelm.models import load_model
+    from edgelm.targets import FAMILIES, RIVALS, load_target
+
+    if target not in RIVALS:
+        load_target(target)
+    check_free(output, marker=MANIFEST, force=force)
+    if target in FAMILIES:
+        say(
+            f"{target} is a family of devices; exporting for its most conservative member, {FAMILIES[target]}."
+        )
+    with console.status(f"exporting {checkpoint}") as status:
+        loaded = load_model(checkpoint, task)
+        options: dict[str, Any] = {
+            "precision": precision,
+            "calibration": replace(RANGES, texts=texts),
+            "min_snr_db": min_snr_db,
+            "force": force,
+            "progress": lambda what: status.update(f"{checkpoint}: {what}"),
+        }
+        if target in RIVALS:
+            bundle, rates = export_fastest(loaded, RIVALS[target], output, **options)
+        else:
+            bundle, rates = export_bundle(loaded, target, output, **options), {}
+    manifest = bundle.manifest
+    device = load_target(manifest.target)
+    for name, rate in rates.items():
+        say(f"{name}: {rate:.0f} texts a second on this machine")
+    if as_json:
+        emit(
+            {
+                "bundle": str(output),
+                "task": manifest.task,
+                "target": manifest.target,
+                "precision": manifest.precision,
+                "size_bytes": bundle.size_bytes,
+                "snr_db": manifest.golden.measured_snr_db,
+            }
+        )
+    say(
+        f"{output}: {manifest.task}, {manifest.precision}, for {device.title}; "
+        f"{bundle.size_bytes / 1e6:.1f} MB, {manifest.golden.measured_snr_db:.1f} dB to the original model"
+    )
+    if device.engine is not None:
+        say(
+            "Its engine is built on the device, from build.json; "
+            "the ONNX graph also runs with --provider CPUExecutionProvider."
+        )
+
+
+COMMANDS = {"export": export}
