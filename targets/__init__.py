@@ -158,6 +158,10 @@ def load_target(name: str) -> Target:
     Raises:
         TargetError: There is none of that name, or its file is not valid.
     """
+    if name in RIVALS:
+        raise TargetError(
+            f"{name} is whichever of {' and '.join(RIVALS[name])} export measures to be faster. Name one of them."
+        )
     member = FAMILIES.get(name, name)
     known = list_targets()
     if member not in known:

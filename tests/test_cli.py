@@ -239,6 +239,7 @@ def test_nothing_to_do_or_nowhere_to_put_it() -> None:
             "without --ffn-keep",
             2,
         ),
+        (("--preset", "balanced", "--ffn-keep", "0.5"), "--preset says how many", 2),
         (("--ffn-keep", "half"), "'keep'", 1),
         (("--ffn-keep", "1.5"), "'keep'", 1),
         (("--heads-keep", "0"), "'keep'", 1),
@@ -561,6 +562,38 @@ def test_a_closed_pipe_is_no_error(bundles: Bundles) -> None:
     )
     assert json.loads(done.stdout)["text"] == "the man"
     assert "Traceback" not in done.stderr
+
+
+def test_the_fastest_runtime_is_measured(tiny_embedding: Path, tmp_path: Path) -> None:
+    target = ("--target", "cpu-fastest", "--precision", "fp32")
+    result = call("export", tiny_embedding, *target, "-o", tmp_path / "b", "--json")
+    assert result.exit_code == 0
+    assert lines(result)[0]["target"] in ("cpu", "cpu-openvino")
+    assert "cpu-openvino: " in result.stderr
+    assert "texts a second on this machine" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("preset", "keep"), [("accurate", 0.75), ("balanced", 0.5), ("smallest", 0.25)]
+)
+def test_presets_are_recipes(tiny_embedding: Path, preset: str, keep: float) -> None:
+    recipe = lines(
+        call("compress", tiny_embedding, "--preset", preset, "--dry-run", "--json")
+    )[0]
+    (step,) = recipe["steps"]
+    assert (step["part"], step["keep"]) == ("neurons", keep)
+
+
+def test_workers_answer_in_order(bundles: Bundles, tmp_path: Path) -> None:
+    source = tmp_path / "texts.txt"
+    texts = [f"book {'river ' * (i % 7)}{i}" for i in range(300)]
+    source.write_text("\n".join(texts), encoding="utf-8")
+    bundle = bundles("embedding")
+    one = lines(call("run", bundle, "--input", source))
+    two = lines(call("run", bundle, "--input", source, "--workers", "2"))
+    assert [row["text"] for row in two] == texts
+    for a, b in zip(one, two, strict=True):
+        assert a["embedding"] == pytest.approx(b["embedding"], abs=1e-5)
 
 
 def test_targets_lists_and_shows() -> None:

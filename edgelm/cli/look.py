@@ -21,7 +21,7 @@ def targets(name: str | None, as_json: bool) -> None:
     \b
     edgelm targets jetson-orin-nano
     """
-    from edgelm.targets import FAMILIES, list_targets, load_target, target_text
+    from edgelm.targets import FAMILIES, RIVALS, list_targets, load_target, target_text
 
     if name is not None:
         target = load_target(name)
@@ -41,6 +41,10 @@ def targets(name: str | None, as_json: bool) -> None:
     rows += [
         (family, f"family; off the device: {member}", "", "")
         for family, member in FAMILIES.items()
+    ]
+    rows += [
+        (rivals, "what export measures to be faster here", " or ".join(members), "")
+        for rivals, members in RIVALS.items()
     ]
     show_table("Targets", ("name", "device", "runtime", "precisions"), rows)
 

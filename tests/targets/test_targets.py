@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgelm.errors import TargetError
-from edgelm.targets import FAMILIES, Target, list_targets, load_target
+from edgelm.targets import FAMILIES, RIVALS, Target, list_targets, load_target
 
 NAMES = list_targets()
 
@@ -38,6 +38,7 @@ def test_the_first_targets_are_there() -> None:
     assert {
         "cpu",
         "cpu-arm64",
+        "cpu-openvino",
         "jetson-orin-nano",
         "jetson-agx-orin",
         "nvidia-gpu",
@@ -90,3 +91,10 @@ def test_a_target_is_frozen() -> None:
     assert isinstance(target, Target)
     with pytest.raises(dataclasses.FrozenInstanceError):
         target.opset = 1
+
+
+def test_rivals_are_targets_of_one_machine_and_no_target() -> None:
+    for name, members in RIVALS.items():
+        assert len({load_target(member).precisions for member in members}) == 1
+        with pytest.raises(TargetError, match="Name one of them"):
+            load_target(name)
