@@ -43,6 +43,7 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 CORES = len(os.sched_getaffinity(0))
 EDGELM = {  # name: model, target, precision
     "edgelm fp32 (ONNX Runtime)": ("minilm", "cpu", "fp32"),
+    "edgelm half, fp32 (ONNX Runtime)": ("half", "cpu", "fp32"),
     "edgelm int8 (ONNX Runtime)": ("minilm", "cpu", "int8"),
     "edgelm int8 (OpenVINO)": ("minilm", "cpu-openvino", "int8"),
     "edgelm balanced (ONNX Runtime)": ("half", "cpu", "int8"),

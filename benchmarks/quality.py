@@ -131,6 +131,7 @@ def markdown(
 @click.option("--amounts", help="Columns, by , (default: all).")
 @click.option("--methods", help="Rows to run, by ; (default: all).")
 @click.option("--calibration", default="built-in", show_default=True)
+@click.option("--max-texts", default=Calibration.max_texts, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def main(
     table: str,
@@ -139,6 +140,7 @@ def main(
     amounts: str | None,
     methods: str | None,
     calibration: str,
+    max_texts: int,
     output: Path,
 ) -> None:
     """Measure; print a table, write JSON. Rows that OUTPUT has already are not run again."""
@@ -149,6 +151,7 @@ def main(
         "model": model,
         "data": dict(named),
         "calibration": calibration,
+        "max_texts": max_texts,
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
     }
@@ -166,7 +169,7 @@ def main(
 
     if due("dense"):
         record("dense", load_model(model), 0.0)
-    settled = Calibration(texts=calibration)
+    settled = Calibration(texts=calibration, max_texts=max_texts)
     texts = load_texts(settled)
     *_, columns, known = TABLES[table]
     for amount in (amounts or columns).split(","):
