@@ -216,7 +216,7 @@ def test_no_model(tmp_path: Path) -> None:
 
 
 def test_nothing_to_do_or_nowhere_to_put_it() -> None:
-    refused(call("compress", "minilm", "-o", "x"), "Say what to do: --ffn-keep", code=2)
+    refused(call("compress", "minilm", "-o", "x"), "Say what to do: --preset", code=2)
     refused(
         call("compress", "minilm", "--sparsity", "0.5"),
         "Say where to write the checkpoint",

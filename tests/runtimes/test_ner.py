@@ -116,6 +116,8 @@ class FromTable:
     """A session that gives each token the logits of its id."""
 
     provider = runtime = "table"
+    batch_tokens = 512
+    length_step = 1
 
     def __init__(self, table: np.ndarray) -> None:
         self.table = table
