@@ -28,7 +28,7 @@ from edgelm.runtimes.verification import verify
 Say = Callable[[str], None]
 
 MODELS = ("minilm", "minilm-ner", "minilm-similarity")
-# Half the default's texts: a first look should not take long.
+# Few texts: a first look should not take long.
 RECIPE = Recipe(
     Calibration(max_texts=256),
     (Sparsify(sparsity=0.5, refine="admm", repair="admm"),),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -37,8 +38,8 @@ from edgelm.bundle import (
     seal,
 )
 from edgelm.calibration import Calibration, load_texts
-from edgelm.errors import ExportError, GateError, TargetError
-from edgelm.export.graph import export_graph
+from edgelm.errors import ExportError, GateError, TargetError, require
+from edgelm.export.graph import export_graph, read_graph
 from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.int8_static import Feeds, quantize_static
 from edgelm.export.modules import interface, wrap
@@ -67,6 +68,7 @@ def export(
     *,
     precision: str = "auto",
     calibration: Calibration = RANGES,
+    float_graph: Path | None = None,
     min_snr_db: float | None = None,
     force: bool = False,
     progress: Progress = lambda what: None,
@@ -79,6 +81,8 @@ def export(
         path: The folder to make.
         precision: ``fp32``, ``int8``, or ``auto`` for the target's own.
         calibration: The text that the ranges of static int8 are taken from.
+        float_graph: The model's float32 graph, alone in its folder, where it has been
+            exported already.
         min_snr_db: Least agreement with the original model, dB; the precision's own
             if not given.
         force: Replace a bundle that is there already.
@@ -92,6 +96,7 @@ def export(
         ExportError: The graph cannot be made, or is not what was asked for.
         GateError: The bundle does not agree with the original model.
         OutputExistsError: ``path`` exists and may not be replaced.
+        MissingExtraError: What runs the bundle here is not installed.
     """
     device = load_target(target)
     chosen = device.default_precision if precision == "auto" else precision
@@ -101,13 +106,15 @@ def export(
         )
     tolerance = TOLERANCE_DB[chosen] if min_snr_db is None else min_snr_db
     wrap(loaded)  # a task without bundles is refused before any work
+    if device.runtime == "openvino":
+        require("openvino", "openvino")
     with new_folder(path, marker=MANIFEST, force=force) as folder:
         progress("tokenizer and golden examples")
         _write_tokenizer(loaded, folder)
         examples = golden_examples(loaded)
         save_golden(folder, examples)
         progress("ONNX graph")
-        graph = _write_graph(loaded, device, chosen, folder, calibration)
+        graph = _write_graph(loaded, device, chosen, folder, calibration, float_graph)
         if device.engine is not None:
             _write_plan(device, graph, chosen, folder)
         progress("verification")
@@ -179,19 +186,24 @@ def _write_graph(
     precision: str,
     folder: Path,
     calibration: Calibration,
+    source: Path | None,
 ) -> Graph:
-    if precision == "fp32":
-        return export_graph(loaded, folder / GRAPH, target.opset)
     with tempfile.TemporaryDirectory(
         dir=folder.parent, prefix=f".{folder.name}."
     ) as work:
-        export_graph(loaded, Path(work) / GRAPH, target.opset)
+        if source is None:
+            source = Path(work) / GRAPH
+            export_graph(loaded, source, target.opset)
+        if precision == "fp32":
+            shutil.copytree(source.parent, folder, dirs_exist_ok=True)
+            return read_graph(folder / GRAPH)
         # ONNX Runtime's kernels are fastest with ranges taken at each call; the
         # other runtimes have kernels for static ranges only.
         if target.runtime == "onnxruntime":
-            return quantize_dynamic(Path(work) / GRAPH, folder / GRAPH)
-        feeds = calibration_feeds(loaded, calibration)
-        return quantize_static(Path(work) / GRAPH, folder / GRAPH, feeds)[0]
+            return quantize_dynamic(source, folder / GRAPH)
+        return quantize_static(
+            source, folder / GRAPH, calibration_feeds(loaded, calibration)
+        )
 
 
 def calibration_feeds(loaded: LoadedModel, calibration: Calibration) -> Iterator[Feeds]:

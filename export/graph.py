@@ -103,6 +103,12 @@ def save(proto: onnx.ModelProto, path: Path) -> None:
         )
 
 
+def read_graph(path: Path) -> Graph:
+    """The interface of a graph's file; its weights are not read where they lie beside it."""
+    onnx = require("onnx", "export")
+    return describe(onnx.load(path, load_external_data=False), path.name)
+
+
 def describe(proto: onnx.ModelProto, file: str) -> Graph:
     """A graph's interface and what it consists of."""
     onnx = require("onnx", "export")

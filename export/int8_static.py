@@ -124,23 +124,16 @@ def _clip(x: NDArray[np.float32], weight: NDArray[np.float32]) -> float:
     return largest * float(_CUTS[int(np.argmin(errors))]) / _LEVELS
 
 
-def quantize_static(
-    source: Path,
-    path: Path,
-    feeds: Iterable[Feeds],
-    *,
-    skip: frozenset[str] = frozenset(),
-) -> tuple[Graph, dict[str, Scaling]]:
+def quantize_static(source: Path, path: Path, feeds: Iterable[Feeds]) -> Graph:
     """Write a graph whose weighted matrix products are int8, and the embedding tables too.
 
     Args:
         source: A float32 graph.
         path: The file to write.
         feeds: Calibration batches, without padding.
-        skip: Names of products that stay float32.
 
     Returns:
-        The new graph's interface, and by the name of each product how its input is scaled.
+        The new graph's interface.
 
     Raises:
         ExportError: Calibration gave values that are not finite, or the graph is
@@ -148,12 +141,10 @@ def quantize_static(
     """
     onnx = require("onnx", "export")
     proto = onnx.load(source)
-    products = [p for p in weighted_products(proto)[0] if p.name not in skip]
     readers = defaultdict(list)
-    for product in products:
+    for product in weighted_products(proto)[0]:
         readers[product.input[0]].append(product)
     samples = _sample(proto, list(readers), feeds)
-    found = {}
     editor = _Editor(proto)
     for name, x in samples.items():
         if not np.isfinite(x).all():
@@ -163,7 +154,6 @@ def quantize_static(
         weights = [editor.constants[p.input[1]] for p in readers[name]]
         scaling = choose_scaling(x, np.concatenate(weights, 1))
         editor.quantise(name, readers[name], scaling)
-        found.update({product.name: scaling for product in readers[name]})
     editor.quantise_tables()
     editor.finish()
     save(proto, path)
@@ -173,7 +163,7 @@ def quantize_static(
         raise ExportError(
             f"Of {len(readers)} inputs of matrix products {graph.operators.get('QuantizeLinear', 0)} became int8."
         )
-    return graph, found
+    return graph
 
 
 def _sample(
@@ -217,10 +207,6 @@ class _Editor:
         self.added: dict[str, list[Any]] = defaultdict(
             list
         )  # by the tensor they follow
-        self.readers: dict[str, list[Any]] = defaultdict(list)
-        for node in self.graph.node:
-            for name in node.input:
-                self.readers[name].append(node)
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         self.constants[name] = value

@@ -12,11 +12,13 @@ from statistics import median
 from typing import Any
 
 from edgelm.atomic import new_folder
-from edgelm.bundle import MANIFEST, Bundle, load_golden, seal
+from edgelm.bundle import GRAPH, MANIFEST, Bundle, load_golden, seal
 from edgelm.errors import MissingExtraError
 from edgelm.export.exporter import export
+from edgelm.export.graph import export_graph
 from edgelm.models import LoadedModel
 from edgelm.runtimes.engine import Engine, cores, open_engine
+from edgelm.targets import load_target
 
 _ROUNDS = 5
 
@@ -33,8 +35,8 @@ def export_fastest(
 
     Args:
         loaded: The model.
-        targets: Targets for the machine that this runs on. One whose runtime is not
-            installed here is passed over, but for the first.
+        targets: Targets for the machine that this runs on, of one opset. One whose
+            runtime is not installed here is passed over, but for the first.
         path: The folder to make.
         force: Replace a bundle that is there already.
         **options: As for `edgelm.export.export`.
@@ -51,9 +53,14 @@ def export_fastest(
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rivals.") as work,
     ):
         made: dict[str, Bundle] = {}
+        source = Path(work) / "float" / GRAPH
+        source.parent.mkdir()
+        export_graph(loaded, source, load_target(targets[0]).opset)
         for name in targets:
             try:
-                made[name] = export(loaded, name, Path(work) / name, **options)
+                made[name] = export(
+                    loaded, name, Path(work) / name, float_graph=source, **options
+                )
             except MissingExtraError:
                 if name == targets[0]:
                     raise

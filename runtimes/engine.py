@@ -156,7 +156,8 @@ def open_engine(
         raise InputError(
             f"Threads and workers must be at least 1. Got {threads} threads and {workers} workers instead."
         )
-    each = threads or max(1, cores() // workers)
+    # Alone, a runtime knows best: its own choice counts physical cores.
+    each = max(1, cores() // workers) if threads is None and workers > 1 else threads
     chosen = _provider(bundle, provider)
     session: Session
     if chosen == PROVIDER:

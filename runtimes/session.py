@@ -72,8 +72,8 @@ class OnnxSession:
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads wait for each other awake while an inference runs: it is over in two thirds
-        # of the time. Idle threads that spin would take the cores from whatever else the device does.
+        # Threads wait for each other awake while an inference runs. Idle threads that
+        # spin would take the cores from whatever else the device does.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = ort.InferenceSession(

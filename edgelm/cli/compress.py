@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgelm.calibration import Calibration
 from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_table
 
 
@@ -100,14 +101,14 @@ from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_tabl
 @click.option(
     "--max-texts",
     type=int,
-    default=2048,
+    default=Calibration.max_texts,
     show_default=True,
     help="Calibrate on at most this many texts (the built-in sample has fewer).",
 )
 @click.option(
     "--max-tokens",
     type=int,
-    default=256,
+    default=Calibration.max_tokens,
     show_default=True,
     help="Cut calibration texts to this many tokens.",
 )

@@ -67,8 +67,8 @@ def export(
     from edgelm.models import load_model
     from edgelm.targets import FAMILIES, RIVALS, load_target
 
-    if target not in RIVALS:
-        load_target(target)
+    for name in RIVALS.get(target, (target,)):
+        load_target(name)
     check_free(output, marker=MANIFEST, force=force)
     if target in FAMILIES:
         say(

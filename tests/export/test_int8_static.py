@@ -122,8 +122,7 @@ def test_few_rows_and_dead_channels(rows: int) -> None:
 def test_all_weighted_products_are_int8_and_the_answer_stays(
     graph: Path, tmp_path: Path
 ) -> None:
-    described, scalings = quantize_static(graph, tmp_path / "q.onnx", feeds())
-    assert len(scalings) == 12  # six linear layers, twice
+    described = quantize_static(graph, tmp_path / "q.onnx", feeds())
     assert described.operators["QuantizeLinear"] == 8  # query, key and value share one
     proto = onnx.load(tmp_path / "q.onnx")
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -135,7 +134,7 @@ def test_all_weighted_products_are_int8_and_the_answer_stays(
             int8 += 1
             assert constants[source.input[0]].dtype == np.int8
             assert not constants[source.input[2]].any()
-    assert int8 == 12
+    assert int8 == 12  # six linear layers, twice
     given = random_inputs(NAMES, 4, 12, 60)
     assert snr_db(outputs(graph, given), outputs(tmp_path / "q.onnx", given)) > 25
 
@@ -161,13 +160,6 @@ def test_runtimes_agree_on_the_graph(graph: Path, tmp_path: Path) -> None:
         (found,) = session.run(given).values()
         # A value between two levels may go either way.
         assert snr_db(outputs(tmp_path / "q.onnx", given), found) > 30
-
-
-def test_what_is_skipped_stays_float(graph: Path, tmp_path: Path) -> None:
-    _, scalings = quantize_static(graph, tmp_path / "q.onnx", feeds())
-    skip = frozenset(sorted(scalings)[:3])
-    _, fewer = quantize_static(graph, tmp_path / "s.onnx", feeds(), skip=skip)
-    assert set(fewer) == set(scalings) - skip
 
 
 def test_large_tables_are_int8_by_row(tmp_path: Path) -> None:
