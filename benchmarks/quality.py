@@ -23,12 +23,12 @@ from typing import Any
 import click
 import torch
 
-from edgelm.calibration import Calibration, load_texts, split
+from edgelm.calibration import Calibration, load_texts
 from edgelm.compress import Blocks, Shrink, Sparsify, compress
 from edgelm.evaluate.accuracy import evaluate, load_dataset
 from edgelm.evaluate.reference import from_loaded
 from edgelm.models import LoadedModel, load_model
-from edgelm.pipeline import calibration_batches
+from edgelm.pipeline import calibration_sets
 
 # Name of a row -> settings of Sparsify beside the pattern. DSnoT as its authors publish it, faithful and
 # without a bias, has rows of its own.
@@ -183,8 +183,9 @@ def main(
                 continue
             began = time.monotonic()
             loaded = load_model(model)
-            parts = [calibration_batches(loaded, p, settled) for p in split(texts)]
-            compress(Blocks(loaded.model), [step(table, amount, settings)], *parts)
+            blocks = Blocks(loaded.model)
+            parts = calibration_sets(loaded, blocks, texts, settled)
+            compress(blocks, [step(table, amount, settings)], *parts)
             record(key, loaded, time.monotonic() - began)
     for name in datasets:
         click.echo(f"\n{markdown(rows, known, name)}")

@@ -30,16 +30,18 @@ class Calibration:
             text a line) or ``.jsonl`` (field ``text``), plain or ``.gz`` or ``.zst``.
         max_texts: Use at most this many, drawn at random by ``seed``.
         max_tokens: Cut each text to this many tokens.
-        weighting: What counts alike in the statistics: each ``token``, or each ``text``
-            (its tokens count 1 / length), so that long texts do not own them; ``auto``
-            is ``text`` for embeddings, where the text is the unit, else ``token``.
+        weighting: What counts in the statistics: each ``token`` alike; each ``text``
+            alike (its tokens count 1 / length), so that long texts do not own them; or,
+            for NER, tokens by how likely the model finds an ``entity`` there
+            (`edgelm.compress.weighting`). ``auto`` is ``text`` for embeddings, where
+            the text is the unit, ``entity`` for NER, else ``token``.
         seed: Of the draw.
     """
 
     texts: str = BUILT_IN
     max_texts: int = 2048
     max_tokens: int = 256
-    weighting: Literal["auto", "text", "token"] = "auto"
+    weighting: Literal["auto", "text", "token", "entity"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,21 +66,20 @@ class Batch:
         input_ids: int64 ``[batch, sequence]``.
         attention_mask: int64 ``[batch, sequence]``; 1 for a token, 0 for padding.
         token_type_ids: int64 ``[batch, sequence]``, where the model takes them.
-        by_text: Whether each text counts alike, and not each token.
+        token_weights: float32 ``[batch, sequence]``, 0 for padding; None: all alike.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     token_type_ids: torch.Tensor | None = None
-    by_text: bool = False
+    token_weights: torch.Tensor | None = None
 
     @property
     def weights(self) -> torch.Tensor:
         """What each token counts in statistics, float32 ``[batch, sequence]``."""
-        mask = self.attention_mask.float()
-        if not self.by_text:
-            return mask
-        return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        if self.token_weights is None:
+            return self.attention_mask.float()
+        return self.token_weights
 
 
 def load_texts(calibration: Calibration) -> list[str]:
@@ -255,7 +256,8 @@ def make_batches(
     for group in batches([len(row) for row in rows], batch_tokens):
         ids, mask = _pad([rows[i] for i in group], pad)
         kinds = None if types is None else _pad([types[i] for i in group], 0)[0]
-        made.append(Batch(ids, mask, kinds, by_text))
+        shares = mask / mask.sum(dim=1, keepdim=True).clamp(min=1) if by_text else None
+        made.append(Batch(ids, mask, kinds, shares))
     return made
 
 

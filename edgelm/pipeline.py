@@ -12,7 +12,7 @@ from typing import Any
 import edgelm
 from edgelm import recipe as recipes
 from edgelm.atomic import check_free
-from edgelm.bundle import ScoringInfo
+from edgelm.bundle import NerInfo, ScoringInfo
 from edgelm.calibration import (
     Batch,
     Calibration,
@@ -25,6 +25,7 @@ from edgelm.calibration import (
 from edgelm.checkpoint import REPORT, save_checkpoint
 from edgelm.compress import Blocks, compress, distributed
 from edgelm.compress.blocks import journal_folder, kept_if_of_use
+from edgelm.compress.weighting import by_entity
 from edgelm.errors import CompressionError
 from edgelm.models import LoadedModel, load_model
 from edgelm.tasks import Task
@@ -58,6 +59,36 @@ def calibration_batches(
         min(calibration.max_tokens, loaded.max_length),
         by_text=by_text,
     )
+
+
+def calibration_sets(
+    loaded: LoadedModel, blocks: Blocks, texts: Sequence[str], calibration: Calibration
+) -> tuple[list[Batch], list[Batch]]:
+    """Batches to compute with and batches to judge by; this process's share of them.
+
+    Args:
+        loaded: The dense model.
+        blocks: The same, block by block.
+        texts: Calibration texts.
+        calibration: How they are taken.
+
+    Raises:
+        CompressionError: Tokens are to count by entity, and the model knows none.
+    """
+    fit, held_out = (
+        calibration_batches(loaded, distributed.share(part), calibration)
+        for part in split(texts)
+    )
+    labels = loaded.info.labels if isinstance(loaded.info, NerInfo) else ()
+    outside = labels.index("O") if "O" in labels else None
+    if calibration.weighting == "entity" and outside is None:
+        raise CompressionError(
+            "Only a token classifier with the label 'O' can weigh tokens by entity. "
+            "Use --weighting text or token."
+        )
+    if outside is None or calibration.weighting not in ("auto", "entity"):
+        return fit, held_out
+    return by_entity(blocks, fit, outside), by_entity(blocks, held_out, outside)
 
 
 def compress_model(
@@ -117,10 +148,6 @@ def compress_model(
         },
     )
     with kept_if_of_use(journal), distributed.process_group(device):
-        batches, held_out = (
-            calibration_batches(loaded, distributed.share(part), recipe.calibration)
-            for part in split(texts)
-        )
         blocks = Blocks(
             loaded.model,
             source=loaded.weights,
@@ -128,6 +155,7 @@ def compress_model(
             device=device,
             spill=journal if spill else None,
         )
+        batches, held_out = calibration_sets(loaded, blocks, texts, recipe.calibration)
         layers = compress(blocks, recipe.steps, batches, held_out, progress)
         cost = {
             "texts": len(texts),

@@ -114,10 +114,10 @@ from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_tabl
 )
 @click.option(
     "--weighting",
-    type=click.Choice(["auto", "text", "token"]),
+    type=click.Choice(["auto", "text", "token", "entity"]),
     default="auto",
     show_default=True,
-    help="What counts alike in calibration; auto: texts for embeddings, else tokens.",
+    help="What counts in calibration; auto: each text for embeddings, entities for NER, else each token.",
 )
 @click.option("--task", type=TASKS, help="What the model is for; else inferred.")
 @click.option(

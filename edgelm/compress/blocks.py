@@ -160,10 +160,10 @@ class Blocks:
         return self._journal / f"{step}-{index}.json"
 
     @contextmanager
-    def around(self) -> Iterator[None]:
-        """Have everything outside the blocks where the computing is done."""
+    def around(self, *, head: bool = False) -> Iterator[None]:
+        """Have everything outside the blocks where the computing is done; the head if asked."""
         inside = {id(p) for block in self._modules for p in block.parameters()}
-        base: nn.Module = self.model.base_model
+        base: nn.Module = self.model if head else self.model.base_model
         rest = [p for p in base.parameters() if id(p) not in inside]
         rest += [b for b in base.buffers() if b.device.type != "meta"]  # type: ignore[misc]
         for tensor in rest:

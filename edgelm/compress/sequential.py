@@ -63,21 +63,34 @@ def start(
     device = next(found[0].parameters()).device
     flows = []
     for batch in batches:
-        mask = batch.attention_mask.to(device)
         flow = Flow(torch.empty(0), batch.weights.to(device))
-        with _recording(found, flow), _float32(model, found):
-            base: nn.Module = model.base_model
-            known = inspect.signature(base.forward).parameters
-            options: dict[str, Any] = (
-                {"use_cache": False} if "use_cache" in known else {}
-            )
-            if batch.token_type_ids is not None and "token_type_ids" in known:
-                options["token_type_ids"] = batch.token_type_ids.to(device)
-            base(input_ids=batch.input_ids.to(device), attention_mask=mask, **options)
+        with _recording(found, flow), _float32(model.base_model, found):
+            _run(model.base_model, batch, device)
         if spill is not None:
             flow.hidden, flow.spilled = _spilled(flow.hidden, spill), True
         flows.append(flow)
     return flows
+
+
+def finish(model: PreTrainedModel, batch: Batch, flow: Flow) -> torch.Tensor:
+    """What the head makes of a batch that is through all blocks.
+
+    Args:
+        model: With a head; everything outside the blocks on the flow's device, and the
+            first block open.
+        batch: Its token ids.
+        flow: Behind the last block.
+
+    Returns:
+        Logits, float32 on the CPU.
+    """
+    found = [block for _, block in layers.blocks(model)]
+    device = flow.weights.device
+    seen = Flow(torch.empty(0), flow.weights)
+    last = flow.hidden.to(device)
+    with _recording(found, seen, last), _float32(model, found):
+        logits: torch.Tensor = _run(model, batch, device).logits
+    return logits.cpu()
 
 
 def copies(flows: Sequence[Flow], spill: Path | None = None) -> list[Flow]:
@@ -118,11 +131,23 @@ def _spilled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
     return mapped.view(hidden.shape).copy_(hidden)
 
 
+def _run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
+    known = inspect.signature(module.forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
+    if batch.token_type_ids is not None and "token_type_ids" in known:
+        options["token_type_ids"] = batch.token_type_ids.to(device)
+    ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
+    return module(input_ids=ids, attention_mask=mask, **options)
+
+
 @contextmanager
-def _recording(found: Sequence[nn.Module], flow: Flow) -> Iterator[None]:
+def _recording(
+    found: Sequence[nn.Module], flow: Flow, instead: torch.Tensor | None = None
+) -> Iterator[None]:
     """While open, blocks note their calls and pass hidden states on.
 
-    The first call runs; the others give what it gave, with their own hidden states.
+    The first call runs; the others give what it gave, with their own hidden states. With
+    ``instead`` all give that.
     """
     template: list[Any] = []
     originals = [block.forward for block in found]
@@ -138,7 +163,10 @@ def _recording(found: Sequence[nn.Module], flow: Flow) -> Iterator[None]:
             if not template:
                 flow.hidden = hidden
                 template.append(originals[index](hidden, *args, **kwargs))
-                return template[0]
+                if instead is None:
+                    return template[0]
+            if instead is not None:
+                hidden = instead
             if isinstance(template[0], torch.Tensor):
                 return hidden
             return (hidden, *template[0][1:])
@@ -155,8 +183,8 @@ def _recording(found: Sequence[nn.Module], flow: Flow) -> Iterator[None]:
 
 
 @contextmanager
-def _float32(model: PreTrainedModel, found: Sequence[nn.Module]) -> Iterator[None]:
-    """While open, everything outside the blocks computes in float32.
+def _float32(outer: nn.Module, found: Sequence[nn.Module]) -> Iterator[None]:
+    """While open, everything in a module but the blocks computes in float32.
 
     Embedding tables, the one thing there that is large, stay as they are: what they
     give is converted instead.
@@ -164,7 +192,7 @@ def _float32(model: PreTrainedModel, found: Sequence[nn.Module]) -> Iterator[Non
     inside = {id(module) for block in found for module in block.modules()}
     changed: list[tuple[nn.Parameter, torch.Tensor]] = []
     handles = []
-    for module in model.base_model.modules():
+    for module in outer.modules():
         if id(module) in inside:
             continue
         if isinstance(module, nn.Embedding):
