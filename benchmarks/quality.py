@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py sparsify --data stsb/test.jsonl -o sparsity.json
     python benchmarks/quality.py shrink --data stsb/test.jsonl -o shrink.json
+    python benchmarks/quality.py factorllm --data stsb/test.jsonl -o factorllm.json
     python benchmarks/quality.py sparsify --model minilm-ner --data wikigold-test.jsonl -o ner.json
     python benchmarks/quality.py sparsify --model lm --data wikitext2/test.txt -o lm.json
 
@@ -25,6 +26,7 @@ import torch
 
 from edgelm.calibration import Calibration, load_texts
 from edgelm.compress import Blocks, Shrink, Sparsify, compress
+from edgelm.compress.factorllm import FactorLLM, factorize_
 from edgelm.evaluate.accuracy import evaluate, load_dataset
 from edgelm.evaluate.reference import from_loaded
 from edgelm.models import LoadedModel, load_model
@@ -63,10 +65,18 @@ SHRINK: dict[str, dict[str, Any]] = {
     "neurons, auto": {"allocation": "auto"},
     "heads": {"part": "heads"},
 }
+# FactorLLM of 8 experts, so many of them active.
+FACTORLLM: dict[str, dict[str, Any]] = {
+    "contiguous, router alone": {"objective": "router"},
+    "contiguous, adapted": {},
+    "permuted, adapted": {"split": "permuted"},
+    "contiguous, adapted by the language model's loss": {"objective": "lm"},
+}
 # Step -> its config, the setting that a column stands for, columns, rows.
 TABLES: dict[str, tuple[type[Any], str, str, dict[str, dict[str, Any]]]] = {
     "sparsify": (Sparsify, "sparsity", "0.5,0.6,0.7,2:4,4:8", SPARSIFY),
     "shrink": (Shrink, "keep", "0.75,0.5,0.25", SHRINK),
+    "factorllm": (FactorLLM, "active", "6,4,2", FACTORLLM),
 }
 
 
@@ -76,7 +86,8 @@ def step(table: str, amount: str, settings: dict[str, Any]) -> Any:
     from edgelm.schema import build
 
     config, setting, *_ = TABLES[table]
-    value = amount if ":" in amount else float(amount)
+    number = int if amount.isdigit() else float
+    value = amount if ":" in amount else number(amount)
     return build(config, {setting: value, **settings}, "benchmark", ConfigError)
 
 
@@ -172,6 +183,7 @@ def main(
     settled = Calibration(texts=calibration, max_texts=max_texts)
     texts = load_texts(settled)
     *_, columns, known = TABLES[table]
+    language_model = load_model(model).task == "lm"
     for amount in (amounts or columns).split(","):
         for name in methods.split(";") if methods else known:
             key, settings = f"{amount}  {name}", known[name]
@@ -179,13 +191,19 @@ def main(
                 continue
             if table == "sparsify" and "allocation" in settings and ":" in amount:
                 continue
+            if settings.get("objective") == "lm" and not language_model:
+                continue
             if not due(key):
                 continue
             began = time.monotonic()
             loaded = load_model(model)
             blocks = Blocks(loaded.model)
             parts = calibration_sets(loaded, blocks, texts, settled)
-            compress(blocks, [step(table, amount, settings)], *parts)
+            wanted = step(table, amount, settings)
+            if isinstance(wanted, FactorLLM):
+                factorize_(loaded.model, parts[0], wanted)
+            else:
+                compress(blocks, [wanted], *parts)
             record(key, loaded, time.monotonic() - began)
     for name in datasets:
         click.echo(f"\n{markdown(rows, known, name)}")

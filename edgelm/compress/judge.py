@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgelm.compress import least_squares, obs, routing
+from edgelm.compress import factorllm, least_squares, obs, routing
 from edgelm.errors import CompressionError
 
 _ROUTER_STEPS = 500
@@ -115,8 +115,8 @@ def judge(
         found.append((own, error(apply(made, held_out, other))))
     errors["closed form"] = min(found)[1]
 
-    first = routing.prior_labels(routing.expert_outputs(fit.a, w2, plain), active)
-    router = routing.trained_router(fit.x, first, _ROUTER_STEPS)
+    first = factorllm.prior_labels(routing.expert_outputs(fit.a, w2, plain), active)
+    router = factorllm.trained_router(fit.x, first, _ROUTER_STEPS)
     mask = routing.route(held_out.x, router, active)
     on = held_out.a * mask.repeat_interleave(plain.shape[1], dim=1)
     errors["FactorLLM"] = error(on @ w2.T * (experts / active))

@@ -1,10 +1,9 @@
 """Routing a feed-forward network among experts: splits, labels, routers, refits; all on tensors.
 
 An expert is a set of the network's inner neurons: ``y = sum_e W2_e a_e + b2`` is exact, whatever
-the activation function. FactorLLM (Zhao et al. 2024, arXiv 2408.11855) splits contiguously, routes each token
-by a linear router to ``active`` of ``experts`` and scales by N/k; its labels are the experts that alone
-come nearest to the scaled output. Everything else here is closed-form: experts by what their neurons
-contribute together, labels that are exact, routers and projections by least squares.
+the activation function. FactorLLM's way is in `edgelm.compress.factorllm`; here everything is
+closed-form: experts by what their neurons contribute together, labels that are exact, routers and
+projections by least squares.
 
 Shapes: T tokens, F neurons, E experts, ``x`` [T, in], ``a`` [T, F], weights ``w2`` [out, F].
 """
@@ -71,40 +70,6 @@ def expert_outputs(
 ) -> torch.Tensor:
     """What each expert adds to the output, ``[T, E, out]``; they sum to ``a W2^T``."""
     return torch.einsum("tef,oef->teo", a[:, split], w2[:, split])
-
-
-def prior_labels(outputs: torch.Tensor, active: int) -> torch.Tensor:
-    """FactorLLM's labels: the experts that alone are nearest to the scaled dense output.
-
-    Args:
-        outputs: ``[T, E, out]``, of a dense network on its own inputs.
-        active: k.
-
-    Returns:
-        float32 ``[T, E]``, 1 for the k experts of least ``mean (y_e - y / (N / k))^2``. The
-        bias of the projection is outside the experts here and in ``y``.
-    """
-    scale = outputs.shape[1] / active
-    wanted = outputs.sum(dim=1, keepdim=True) / scale
-    return _mask((wanted - outputs).square().mean(dim=2).neg(), active)
-
-
-def prior_approximate_loss(
-    logits: torch.Tensor, labels: torch.Tensor, balance: float = 0.2
-) -> torch.Tensor:
-    """FactorLLM's loss of a router: ``KL(p || q)`` and its balance term, a scalar.
-
-    Args:
-        logits: Of the router, ``[T, E]``; p is their softmax.
-        labels: ``[T, E]`` of `prior_labels`; q is the softmax of these ones and zeros, as
-            published.
-        balance: Weight of ``mean(mask * p)``: the authors' 0.01 over their 0.05.
-    """
-    low = 1e-7
-    p = logits.softmax(dim=1).clamp(low, 1 - low)
-    q = labels.softmax(dim=1)
-    near = (p * (p / q).log()).sum(dim=1).mean()
-    return near + balance * (_mask(logits, int(labels[0].sum())) * p).mean()
 
 
 def oracle_labels(
@@ -200,49 +165,12 @@ def logistic_router(
     return found, bias.detach() - found @ mean
 
 
-def trained_router(
-    x: torch.Tensor, labels: torch.Tensor, steps: int, rate: float = 1e-3, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """FactorLLM's router: Adam on the Prior-Approximate loss.
-
-    Args:
-        x: Inputs of the dense network, ``[T, in]``: the public code feeds each layer the
-            one before's bare output, which the network never sees.
-        labels: ``[T, E]`` of `prior_labels`.
-        steps: Steps of 512 tokens.
-        rate: Learning rate, decayed to 0 by a cosine.
-        seed: Of the first weights and the order of tokens.
-
-    Returns:
-        Weight ``[E, in]`` and bias ``[E]``.
-    """
-    made = torch.Generator().manual_seed(seed)
-    bound = 1 / math.sqrt(x.shape[1])
-    with torch.enable_grad():
-        weight, bias = (
-            ((torch.rand(shape, generator=made) * 2 - 1) * bound).to(x).requires_grad_()
-            for shape in ((labels.shape[1], x.shape[1]), (labels.shape[1],))
-        )
-        adam = torch.optim.Adam([weight, bias], lr=rate, betas=(0.9, 0.95))
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-        for _ in range(steps):
-            rows = torch.randint(len(x), (min(512, len(x)),), generator=made).to(
-                x.device
-            )
-            loss = prior_approximate_loss(x[rows] @ weight.T + bias, labels[rows])
-            adam.zero_grad()
-            torch.autograd.backward(loss)
-            adam.step()
-            decay.step()
-    return weight.detach(), bias.detach()
-
-
 def route(
     x: torch.Tensor, router: tuple[torch.Tensor, torch.Tensor], active: int
 ) -> torch.Tensor:
     """The experts of each token by a router, ones and zeros, ``[T, E]``."""
     weight, bias = router
-    return _mask(x @ weight.T + bias, active)
+    return top(x @ weight.T + bias, active)
 
 
 def refit(
@@ -280,8 +208,8 @@ def refit(
     return new[:, :width], new[:, width:-1].T.contiguous(), new[:, -1]
 
 
-def _mask(scores: torch.Tensor, active: int) -> torch.Tensor:
-    """Ones at the largest of each row."""
+def top(scores: torch.Tensor, active: int) -> torch.Tensor:
+    """Ones at the ``active`` largest of each row, ``[T, E]``."""
     found = torch.zeros_like(scores)
     return found.scatter_(1, scores.topk(active, dim=1).indices, 1.0)
 

@@ -65,7 +65,7 @@ def start(
     for batch in batches:
         flow = Flow(torch.empty(0), batch.weights.to(device))
         with _recording(found, flow), _float32(model.base_model, found):
-            _run(model.base_model, batch, device)
+            call(model.base_model, batch, device)
         if spill is not None:
             flow.hidden, flow.spilled = _spilled(flow.hidden, spill), True
         flows.append(flow)
@@ -89,8 +89,26 @@ def finish(model: PreTrainedModel, batch: Batch, flow: Flow) -> torch.Tensor:
     seen = Flow(torch.empty(0), flow.weights)
     last = flow.hidden.to(device)
     with _recording(found, seen, last), _float32(model, found):
-        logits: torch.Tensor = _run(model, batch, device).logits
+        logits: torch.Tensor = call(model, batch, device).logits
     return logits.cpu()
+
+
+def call(module: nn.Module, batch: Batch, device: torch.device, **options: Any) -> Any:
+    """What a model, or its base model, gives for a batch.
+
+    Args:
+        module: On the device.
+        batch: Token ids.
+        device: Where to put them.
+        options: Further arguments.
+    """
+    known = inspect.signature(module.forward).parameters
+    if "use_cache" in known:
+        options["use_cache"] = False
+    if batch.token_type_ids is not None and "token_type_ids" in known:
+        options["token_type_ids"] = batch.token_type_ids.to(device)
+    ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
+    return module(input_ids=ids, attention_mask=mask, **options)
 
 
 def copies(flows: Sequence[Flow], spill: Path | None = None) -> list[Flow]:
@@ -129,15 +147,6 @@ def _spilled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
         size = hidden.numel()
         mapped = torch.from_file(file.name, shared=True, size=size, dtype=hidden.dtype)
     return mapped.view(hidden.shape).copy_(hidden)
-
-
-def _run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
-    known = inspect.signature(module.forward).parameters
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
-    if batch.token_type_ids is not None and "token_type_ids" in known:
-        options["token_type_ids"] = batch.token_type_ids.to(device)
-    ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
-    return module(input_ids=ids, attention_mask=mask, **options)
 
 
 @contextmanager

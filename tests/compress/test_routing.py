@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgelm.compress import routing
+from edgelm.compress import factorllm, routing
 from edgelm.compress.judge import Tokens, judge
 from edgelm.errors import CompressionError
 from edgelm.reports.compression import pays
@@ -53,7 +53,7 @@ def test_prior_labels_token_by_token(active: int, seed: int) -> None:
     torch.manual_seed(seed)
     _, a, w2 = network(tokens=9)
     outputs = routing.expert_outputs(a, w2, routing.contiguous(24, 4))
-    found = routing.prior_labels(outputs, active)
+    found = factorllm.prior_labels(outputs, active)
     for token, row in zip(outputs, found, strict=True):
         dense = token.sum(dim=0)
         far = [float(((e - dense * active / 4) ** 2).mean()) for e in token]
@@ -68,7 +68,7 @@ def test_the_prior_approximate_loss_is_the_published_one() -> None:
     p = torch.tensor([1.0, 0.0, -1.0, 2.0]).softmax(0)
     q = torch.tensor([0.3655, 0.1345, 0.1345, 0.3655])
     due = float((p * (p / q).log()).sum()) + 0.2 * float((p[0] + p[3]) / 4)
-    found = routing.prior_approximate_loss(logits, labels)
+    found = factorllm.prior_approximate_loss(logits, labels)
     assert float(found) == pytest.approx(due, abs=1e-4)
 
 
@@ -132,11 +132,11 @@ def test_routers_learn_a_linear_rule(name: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2000, 6) + 1
     scores = x @ torch.randn(6, 4)
-    labels = routing._mask(scores, 2)
+    labels = routing.top(scores, 2)
     made = {
         "ridge": lambda: routing.ridge_router(x, scores),
         "logistic": lambda: routing.logistic_router(x, labels),
-        "trained": lambda: routing.trained_router(x, labels, 600, rate=3e-2),
+        "trained": lambda: factorllm.trained_router(x, labels, 600, rate=3e-2),
     }[name]()
     agree = float((routing.route(x, made, 2) == labels).float().mean())
     assert agree > (0.98 if name == "ridge" else 0.9)
