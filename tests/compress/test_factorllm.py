@@ -121,7 +121,7 @@ def test_adaptation_helps_and_leaves_the_backbone_alone(
                 for b in sample
             )
 
-    assert loss(model) < 0.8 * loss(router)
+    assert loss(model) < (0.8 if objective == "distillation" else 0.95) * loss(router)
     network = {
         id(parameter)
         for _, block in layers.blocks(model)
