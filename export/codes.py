@@ -9,7 +9,7 @@ import numpy as np
 
 from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
-from edgelm.export.graph import describe, random_inputs, save
+from edgelm.export.graph import describe, random_inputs, read_graph, save
 from edgelm.runtimes.codes import GROUPS, Coder
 from edgelm.runtimes.session import OnnxSession
 
@@ -19,12 +19,13 @@ OUTPUT = "codes"
 _MAX_DIFFERENT = 1e-3
 
 
-def add_codes(path: Path, coder: Coder) -> Graph:
+def add_codes(path: Path, coder: Coder, vocabulary: int) -> Graph:
     """Let a graph give packed codes beside its embeddings, as `Coder.encode` gives them.
 
     Args:
         path: The graph's file, which is replaced. Its one output is the embeddings.
         coder: What to add; it stays in float32 whatever the precision of the graph.
+        vocabulary: How many tokens there are, to try the graph with.
 
     Returns:
         The interface, with the output ``codes``, uint8 ``[batch, bits // 8]``.
@@ -52,7 +53,7 @@ def add_codes(path: Path, coder: Coder) -> Graph:
     )
     save(proto, path)
     onnx.checker.check_model(str(path))
-    _check(path, proto, coder)
+    _check(path, vocabulary, coder)
     return describe(proto, path.name)
 
 
@@ -107,11 +108,10 @@ def _improve(nodes: _Nodes, coder: Coder, centred: str, found: str) -> str:
     return nodes.add("Concat", *parts, axis=1)
 
 
-def _check(path: Path, proto: Any, coder: Coder) -> None:
+def _check(path: Path, vocabulary: int, coder: Coder) -> None:
     session = OnnxSession(path, "CPUExecutionProvider")
-    names = [tensor.name for tensor in proto.graph.input]
-    # Any model has this many tokens, and special ones among them.
-    vectors, codes = session.run(random_inputs(names, 8, 16, 100)).values()
+    names = [tensor.name for tensor in read_graph(path).inputs]
+    vectors, codes = session.run(random_inputs(names, 8, 16, vocabulary)).values()
     due = np.unpackbits(coder.encode(vectors), axis=1)
     different = float((due != np.unpackbits(codes, axis=1)).mean())
     if different > _MAX_DIFFERENT:

@@ -48,7 +48,7 @@ from edgelm.export.int8_static import Feeds, quantize_static
 from edgelm.export.modules import interface, wrap
 from edgelm.models import LoadedModel
 from edgelm.pipeline import calibration_batches
-from edgelm.runtimes.codes import load_coder
+from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import measure_snr
 from edgelm.targets import Target, load_target, target_text
@@ -114,8 +114,8 @@ def export(
     wrap(loaded)  # a task without bundles is refused before any work
     if device.runtime == "openvino":
         require("openvino", "openvino")
-    coded = (loaded.folder / CODES).is_file()
-    if codes_output and not coded:
+    coder = _find_coder(loaded)
+    if codes_output and coder is None:
         raise ExportError(
             f"{loaded.name} has no codes that its graph could give. "
             "Fit them first: edgelm compress MODEL -o CKPT --codes 256."
@@ -127,7 +127,9 @@ def export(
         save_golden(folder, examples)
         progress("ONNX graph")
         graph = _write_graph(loaded, device, chosen, folder, calibration, float_graph)
-        codes = _write_codes(loaded, folder, codes_output) if coded else None
+        codes = None
+        if coder is not None:
+            codes = _write_codes(loaded, coder, folder, codes_output)
         if codes is not None and codes.output is not None:
             graph = read_graph(folder / GRAPH)
         if device.engine is not None:
@@ -226,18 +228,28 @@ def _write_graph(
         )
 
 
-def _write_codes(loaded: LoadedModel, folder: Path, in_graph: bool) -> CodesInfo:
-    """Pass a checkpoint's coder on to the bundle."""
+def _find_coder(loaded: LoadedModel) -> Coder | None:
+    """The coder in a model's folder, if there is one and embeddings for it."""
+    if not isinstance(loaded.info, EmbeddingInfo):
+        return None
+    if not (loaded.folder / CODES).is_file():
+        return None
     coder = load_coder(loaded.folder / CODES)
-    assert isinstance(loaded.info, EmbeddingInfo)
     if coder.dimension != loaded.info.dimension:
         raise ExportError(
             f"The codes of {loaded.folder} are for embeddings of {coder.dimension} dimensions; "
             f"the model's have {loaded.info.dimension}. Fit them again with edgelm compress --codes."
         )
+    return coder
+
+
+def _write_codes(
+    loaded: LoadedModel, coder: Coder, folder: Path, in_graph: bool
+) -> CodesInfo:
+    """Pass a checkpoint's coder on to the bundle."""
     shutil.copyfile(loaded.folder / CODES, folder / CODES)
     if in_graph:
-        add_codes(folder / GRAPH, coder)
+        add_codes(folder / GRAPH, coder, int(loaded.model.config.vocab_size))
     kind = read_json(loaded.folder / "edgelm.json").get("codes", {}).get("kind", "")
     output = OUTPUT if in_graph else None
     return CodesInfo(CODES, kind, coder.bits, coder.digest, output)

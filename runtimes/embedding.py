@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgelm.runtimes.codes import Coder
 from edgelm.runtimes.engine import Engine, check_texts
 
 Output = Literal["vectors", "codes", "query-codes", "queries"]
+OUTPUTS: tuple[str, ...] = get_args(Output)
 
 
 class Embedder:
@@ -79,48 +80,53 @@ class Embedder:
             InputError: Something among the texts is not a string, there is no such
                 prompt or output, or the bundle has no coder.
         """
-        if output not in get_args(Output):
-            raise InputError(
-                f"The output must be one of {', '.join(get_args(Output))}. Got {output!r} instead."
-            )
-        if output != "vectors" and self.coder is None:
-            raise InputError(
-                f"{self.engine.name} has no binary codes. Fit them before the export: "
-                "edgelm compress MODEL -o CKPT --codes 256."
-            )
-        vectors = self.encode_with_truncation(texts, prompt=prompt)[0]
-        if output == "vectors" or self.coder is None:
-            return vectors
-        if output == "queries":
-            return self.coder.project(vectors)
-        return (
-            self.coder.encode(vectors)
-            if output == "codes"
-            else self.coder.encode_queries(vectors)
-        )
+        return self.encode_with_truncation(texts, prompt=prompt, output=output)[0]
 
     def encode_with_truncation(
-        self, texts: Sequence[str], *, prompt: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Turn texts into vectors, and say which texts were cut.
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        output: Output = "vectors",
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Turn texts into vectors or codes, and say which texts were cut.
 
         Args:
             texts: As for `encode`.
             prompt: As for `encode`.
+            output: As for `encode`.
 
         Returns:
-            The vectors, and a bool ``[len(texts)]``: True where a text was longer
+            What `encode` gives, and a bool ``[len(texts)]``: True where a text was longer
             than the model takes.
         """
         check_texts(texts)
+        convert = self._converter(output)
         prefix = self._prefix(prompt)
         encodings = self.engine.tokenize(
             [prefix + text for text in texts] if prefix else texts
         )
         truncated = np.array([bool(e.overflowing) for e in encodings], dtype=bool)
         if not encodings:
-            return np.zeros((0, self.dimension), np.float32), truncated
-        return np.stack(self.engine.run(encodings)), truncated
+            return convert(np.zeros((0, self.dimension), np.float32)), truncated
+        return convert(np.stack(self.engine.run(encodings))), truncated
+
+    def _converter(self, output: str) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+        """What makes an output of vectors."""
+        if output not in OUTPUTS:
+            raise InputError(
+                f"The output must be one of {', '.join(OUTPUTS)}. Got {output!r} instead."
+            )
+        if output == "vectors":
+            return lambda vectors: vectors
+        if self.coder is None:
+            raise InputError(
+                f"{self.engine.name} has no binary codes. Fit them before the export: "
+                "edgelm compress MODEL -o CKPT --codes 256."
+            )
+        if output == "queries":
+            return self.coder.project
+        return self.coder.encode if output == "codes" else self.coder.encode_queries
 
     def _prefix(self, prompt: str | None) -> str:
         name = self._default_prompt if prompt is None else prompt

@@ -36,15 +36,14 @@ def fit(vectors: Floats, config: BinaryCodes) -> Coder:
     vectors = np.asarray(vectors, np.float32)
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise CompressionError("Codes are fitted to finite embeddings, [n, dim].")
-    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = vectors - mean
-    if len(vectors) < 2 or not centred.any():
+    if len(vectors) < 2 or not np.ptp(vectors, axis=0).any():
         raise CompressionError(
             f"Codes cannot be fitted to {len(vectors)} embeddings that are all alike. Give more and different texts."
         )
+    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     if config.kind == "sign":
-        mean, centred = np.zeros_like(mean), vectors
-    return KINDS[config.kind](mean, centred, config)
+        mean = np.zeros_like(mean)
+    return KINDS[config.kind](mean, vectors - mean, config)
 
 
 def _coordinates(mean: Floats, centred: Floats, config: BinaryCodes) -> Coder:
