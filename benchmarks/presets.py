@@ -89,7 +89,9 @@ def main(work: Path, stsb: Path, rounds: int, output: Path, plot: Path | None) -
             }
         )
     best = front(rows)
-    click.echo("| | STS-B | p50 ms, one text | texts/s | MB | |\n|---|---|---|---|---|---|")
+    click.echo(
+        "| | STS-B | p50 ms, one text | texts/s | MB | |\n|---|---|---|---|---|---|"
+    )
     for row in rows:
         mark = "on the front" if row["name"] in best else ""
         click.echo(

@@ -3,8 +3,8 @@
     python benchmarks/routed_execution.py -o routed.json
 
 One network of a model, float32 and 8 bit, every way in turns in one process, for a batch of 1 and of
-32 texts of 16, 64 and 256 tokens. The experts are contiguous, the router is random: only the time counts, and that each graph
-computes what it should is checked against numpy first.
+32 texts of 16, 64 and 256 tokens. The experts are contiguous, the router is random:
+only the time counts, and that each graph computes what it should is checked against numpy first.
 
     dense       all neurons
     static      as many as are active, no router

@@ -22,6 +22,7 @@ FORMAT = "edgelm-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
+CODES = "codes.safetensors"
 GOLDEN_TEXTS, GOLDEN_ARRAYS = "golden.jsonl", "golden.safetensors"
 
 _MANIFEST_LIMIT = 4 << 20
@@ -39,7 +40,7 @@ class Tensor:
     """
 
     name: str
-    dtype: Literal["int64", "int32", "float32"]
+    dtype: Literal["int64", "int32", "float32", "uint8"]
     shape: tuple[int | str, ...]
 
 
@@ -88,6 +89,25 @@ class EmbeddingInfo:
     normalize: bool
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class CodesInfo:
+    """The binary codes of an embedding bundle.
+
+    Attributes:
+        file: The coder (`edgelm.runtimes.codes.load_coder`).
+        kind: How it was made, for people.
+        bits: Length of a code.
+        digest: Of the coder: codes of another digest cannot be compared with these.
+        output: The graph's output that gives packed codes of documents, if it has one.
+    """
+
+    file: str
+    kind: str
+    bits: int
+    digest: str
+    output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +194,7 @@ class Manifest:
     golden: GoldenInfo
     provenance: Mapping[str, Any]
     embedding: EmbeddingInfo | None = None
+    codes: CodesInfo | None = None
     ner: NerInfo | None = None
     scoring: ScoringInfo | None = None
     files: Mapping[str, FileInfo] = field(default_factory=dict)

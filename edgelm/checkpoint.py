@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ def save_checkpoint(
     report: Sequence[Mapping[str, Any]],
     cost: Mapping[str, float],
     weights: Tensors | None = None,
+    codes: Callable[[Path], Mapping[str, Any]] | None = None,
     force: bool = False,
 ) -> None:
     """Write a compressed model.
@@ -46,6 +47,7 @@ def save_checkpoint(
         report: What happened to each layer.
         cost: ``texts`` and ``tokens`` calibrated on, ``seconds``, ``peak_mib``.
         weights: The weights one by one, where the model does not hold them itself.
+        codes: Fits codes to the model in a folder, writes them there and says what they are.
         force: Replace a checkpoint that is there already.
 
     Raises:
@@ -54,13 +56,15 @@ def save_checkpoint(
     from edgelm import widths
 
     units = widths.of_model(loaded.model)
-    about = {
+    # Codes of another model's embeddings are not this one's.
+    before = [step for step in loaded.steps if step["method"] != "codes"]
+    about: dict[str, Any] = {
         "format": "edgelm-checkpoint",
         "format_version": FORMAT_VERSION,
         "created_by": f"edgelm {edgelm.__version__}",
         "task": loaded.task,
         "model": {"name": loaded.name, "source_digest": loaded.source_digest},
-        "steps": [*loaded.steps, *recipe["steps"]],
+        "steps": [*before, *recipe["steps"]],
         "recipe": recipe,
         "calibration_digest": calibration_digest,
         "widths": widths.padding(loaded.model.config, units),
@@ -81,9 +85,16 @@ def save_checkpoint(
             if (loaded.folder / name).is_file() and loaded.task == "embedding":
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(loaded.folder / name, folder / name)
-        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        (folder / REPORT).write_text(text, encoding="utf-8")
+        _write_report(folder, about)
+        if codes is not None:
+            about["codes"] = codes(folder)
+            _write_report(folder, about)
         (folder / PAGE).write_text(compression_page(about), encoding="utf-8")
+
+
+def _write_report(folder: Path, about: Mapping[str, Any]) -> None:
+    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
 
 
 def _write_shards(folder: Path, weights: Tensors) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import edgelm
+from edgelm import codes, schema
 from edgelm import recipe as recipes
 from edgelm.atomic import check_free
-from edgelm.bundle import NerInfo, ScoringInfo
+from edgelm.bundle import CODES, EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.calibration import (
     Batch,
     Calibration,
@@ -28,6 +29,7 @@ from edgelm.compress.blocks import journal_folder, kept_if_of_use
 from edgelm.compress.weighting import by_entity
 from edgelm.errors import CompressionError
 from edgelm.models import LoadedModel, load_model
+from edgelm.runtimes.codes import save_coder
 from edgelm.tasks import Task
 
 
@@ -39,10 +41,12 @@ class CompressionReport:
         layers: A row for each layer of each step.
         cost: ``texts`` and ``tokens`` calibrated on; ``seconds`` of wall-clock time, loading
             included; ``peak_mib``, the process's largest resident size.
+        codes: What `fit_codes` says of the codes; None where there are none.
     """
 
     layers: list[dict[str, Any]]
     cost: dict[str, float]
+    codes: Mapping[str, Any] | None = None
 
 
 def calibration_batches(
@@ -133,7 +137,11 @@ def compress_model(
         )
     texts = load_texts(recipe.calibration)
     digest = text_digest(texts)
-    loaded = load_model(reference, task, stream=True)
+    loaded = load_model(reference, task, stream=bool(recipe.layer_steps))
+    if recipe.codes is not None and loaded.task != "embedding":
+        raise CompressionError(
+            f"Codes are of embeddings, and {reference} is for the task {loaded.task}. Leave the codes out."
+        )
     plain = recipes.to_plain(recipe)
     journal = journal_folder(
         output,
@@ -156,7 +164,10 @@ def compress_model(
             spill=journal if spill else None,
         )
         batches, held_out = calibration_sets(loaded, blocks, texts, recipe.calibration)
-        layers = compress(blocks, recipe.steps, batches, held_out, progress)
+        steps = recipe.layer_steps
+        layers = compress(blocks, steps, batches, held_out, progress)
+        streamed = loaded.weights is not None
+        weights = blocks.stored(len(steps) - 1) if streamed else None
         cost = {
             "texts": len(texts),
             "tokens": distributed.total(
@@ -165,7 +176,13 @@ def compress_model(
             "seconds": round(time.monotonic() - began, 1),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-        last = len(recipe.steps) - 1
+        found: dict[str, Any] = {}
+
+        def fit(folder: Path) -> Mapping[str, Any]:
+            assert recipe.codes is not None
+            found.update(fit_codes(folder, recipe.codes, texts, recipe.calibration))
+            return found
+
         if distributed.rank() == 0:
             save_checkpoint(
                 loaded,
@@ -174,7 +191,56 @@ def compress_model(
                 calibration_digest=digest,
                 report=layers,
                 cost=cost,
-                weights=blocks.stored(last) if loaded.weights is not None else None,
+                weights=weights,
+                codes=None if recipe.codes is None else fit,
                 force=force,
             )
-    return CompressionReport(layers, cost)
+    return CompressionReport(layers, cost, found or None)
+
+
+def fit_codes(
+    folder: Path,
+    config: codes.BinaryCodes,
+    texts: Sequence[str],
+    calibration: Calibration,
+) -> dict[str, Any]:
+    """Fit binary codes to the embeddings of a checkpoint and write them into it.
+
+    Args:
+        folder: The checkpoint.
+        config: What codes to make.
+        texts: To fit to; every eighth is kept to judge by.
+        calibration: How long a text may be.
+
+    Returns:
+        ``kind``, ``bits``, ``digest``, ``seconds`` of embedding and fitting, and, with 16 texts or more,
+        ``held_out``: shares of the float search's ten best that held-out texts find among the others.
+
+    Raises:
+        CompressionError: `edgelm.codes.fit` refuses the embeddings.
+    """
+    from edgelm.embeddings import embed
+
+    began = time.monotonic()
+    loaded = load_model(str(folder))
+    assert isinstance(loaded.info, EmbeddingInfo)
+    prefix = loaded.info.prompts.get(loaded.info.default_prompt or "", "")
+    parts = [
+        embed(
+            loaded.model,
+            loaded.info,
+            calibration_batches(loaded, [prefix + t for t in part], calibration),
+        )
+        for part in split(texts)
+    ]
+    coder = codes.fit(parts[0], config)
+    about = {
+        "kind": config.kind,
+        "bits": coder.bits,
+        "digest": coder.digest,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    save_coder(coder, folder / CODES)
+    if len(texts) >= 16:
+        about["held_out"] = schema.plain(codes.judge(coder, parts[1], parts[0]))
+    return about

@@ -23,10 +23,17 @@ from typing import Any
 
 from edgelm import schema
 from edgelm.calibration import Calibration
-from edgelm.compress import METHODS, describe
+from edgelm.codes import BinaryCodes
+from edgelm.compress import METHODS
 from edgelm.errors import ConfigError, InputError
 
 VERSION = 1
+
+# Name of a step -> its config: the methods that change layers, and codes of the embeddings.
+STEPS: dict[str, type[Any]] = {
+    **{name: method.config for name, method in METHODS.items()},
+    "codes": BinaryCodes,
+}
 
 # Preset -> share of the feed-forward neurons that stay; what they cost and bring is in
 # docs/factorization.md.
@@ -44,6 +51,17 @@ class Recipe:
 
     calibration: Calibration = field(default_factory=Calibration)
     steps: tuple[Any, ...] = ()
+
+    @property
+    def layer_steps(self) -> tuple[Any, ...]:
+        """The steps that change layers."""
+        return tuple(s for s in self.steps if not isinstance(s, BinaryCodes))
+
+    @property
+    def codes(self) -> BinaryCodes | None:
+        """The codes to fit to the embeddings of what the other steps leave."""
+        found = [s for s in self.steps if isinstance(s, BinaryCodes)]
+        return found[0] if found else None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -88,10 +106,12 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError(
             f'{where} has no steps. Add one, for example: [[steps]] with method = "sparsify".'
         )
-    return Recipe(
-        calibration,
-        tuple(_step(s, f"{where}, step {i}") for i, s in enumerate(steps, 1)),
-    )
+    configs = tuple(_step(s, f"{where}, step {i}") for i, s in enumerate(steps, 1))
+    if any(isinstance(config, BinaryCodes) for config in configs[:-1]):
+        raise ConfigError(
+            f"{where}: codes are fitted to the finished model; make them the last step, and only once."
+        )
+    return Recipe(calibration, configs)
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
@@ -99,7 +119,7 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     return {
         "version": VERSION,
         "calibration": schema.plain(recipe.calibration),
-        "steps": [dict(describe(step)) for step in recipe.steps],
+        "steps": [_describe(step) for step in recipe.steps],
     }
 
 
@@ -129,14 +149,14 @@ def _toml_table(table: Mapping[str, Any], path: str) -> list[str]:
 def _step(data: Any, where: str) -> Any:
     if not isinstance(data, Mapping) or "method" not in data:
         raise ConfigError(
-            f"{where} lacks the key 'method'. Known methods: {', '.join(METHODS)}."
+            f"{where} lacks the key 'method'. Known methods: {', '.join(STEPS)}."
         )
     name = data["method"]
-    if name not in METHODS:
+    if name not in STEPS:
         raise ConfigError(
-            f"{where}: there is no method '{name}'. Known methods: {', '.join(METHODS)}."
+            f"{where}: there is no method '{name}'. Known methods: {', '.join(STEPS)}."
         )
-    config = METHODS[name].config
+    config = STEPS[name]
     version = data.get("version", config.version)
     if version != config.version:
         raise ConfigError(
@@ -144,3 +164,9 @@ def _step(data: Any, where: str) -> Any:
         )
     rest = {k: v for k, v in data.items() if k not in ("method", "version")}
     return schema.build(config, rest, where, ConfigError)
+
+
+def _describe(step: Any) -> dict[str, Any]:
+    """A step as a recipe writes it."""
+    name = next(name for name, config in STEPS.items() if type(step) is config)
+    return {"method": name, "version": step.version, **schema.plain(step)}

@@ -19,12 +19,14 @@ import edgelm
 from edgelm import samples
 from edgelm.atomic import new_folder
 from edgelm.bundle import (
+    CODES,
     GOLDEN_ARRAYS,
     GOLDEN_TEXTS,
     GRAPH,
     MANIFEST,
     TOKENIZER,
     Bundle,
+    CodesInfo,
     EmbeddingInfo,
     GoldenExample,
     GoldenInfo,
@@ -39,12 +41,14 @@ from edgelm.bundle import (
 )
 from edgelm.calibration import Calibration, load_texts
 from edgelm.errors import ExportError, GateError, TargetError, require
+from edgelm.export.codes import OUTPUT, add_codes
 from edgelm.export.graph import export_graph, read_graph
 from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.int8_static import Feeds, quantize_static
 from edgelm.export.modules import interface, wrap
 from edgelm.models import LoadedModel
 from edgelm.pipeline import calibration_batches
+from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import measure_snr
 from edgelm.targets import Target, load_target, target_text
@@ -70,6 +74,7 @@ def export(
     calibration: Calibration = RANGES,
     float_graph: Path | None = None,
     min_snr_db: float | None = None,
+    codes_output: bool = False,
     force: bool = False,
     progress: Progress = lambda what: None,
 ) -> Bundle:
@@ -85,6 +90,7 @@ def export(
             exported already.
         min_snr_db: Least agreement with the original model, dB; the precision's own
             if not given.
+        codes_output: Let the graph give packed codes too, beside the embeddings.
         force: Replace a bundle that is there already.
         progress: Called with what is being done.
 
@@ -108,6 +114,12 @@ def export(
     wrap(loaded)  # a task without bundles is refused before any work
     if device.runtime == "openvino":
         require("openvino", "openvino")
+    coder = _find_coder(loaded)
+    if codes_output and coder is None:
+        raise ExportError(
+            f"{loaded.name} has no codes that its graph could give. "
+            "Fit them first: edgelm compress MODEL -o CKPT --codes 256."
+        )
     with new_folder(path, marker=MANIFEST, force=force) as folder:
         progress("tokenizer and golden examples")
         _write_tokenizer(loaded, folder)
@@ -115,6 +127,11 @@ def export(
         save_golden(folder, examples)
         progress("ONNX graph")
         graph = _write_graph(loaded, device, chosen, folder, calibration, float_graph)
+        codes = None
+        if coder is not None:
+            codes = _write_codes(loaded, coder, folder, codes_output)
+        if codes is not None and codes.output is not None:
+            graph = read_graph(folder / GRAPH)
         if device.engine is not None:
             _write_plan(device, graph, chosen, folder)
         progress("verification")
@@ -122,7 +139,12 @@ def export(
             GOLDEN_TEXTS, GOLDEN_ARRAYS, len(examples), tolerance, tolerance
         )
         manifest = make_manifest(
-            loaded, graph, target=device.name, precision=chosen, golden=golden
+            loaded,
+            graph,
+            target=device.name,
+            precision=chosen,
+            golden=golden,
+            codes=codes,
         )
         bundle = seal(folder, manifest)
         # What only the device can run is verified in ONNX Runtime, on the same graph.
@@ -206,6 +228,33 @@ def _write_graph(
         )
 
 
+def _find_coder(loaded: LoadedModel) -> Coder | None:
+    """The coder in a model's folder, if there is one and embeddings for it."""
+    if not isinstance(loaded.info, EmbeddingInfo):
+        return None
+    if not (loaded.folder / CODES).is_file():
+        return None
+    coder = load_coder(loaded.folder / CODES)
+    if coder.dimension != loaded.info.dimension:
+        raise ExportError(
+            f"The codes of {loaded.folder} are for embeddings of {coder.dimension} dimensions; "
+            f"the model's have {loaded.info.dimension}. Fit them again with edgelm compress --codes."
+        )
+    return coder
+
+
+def _write_codes(
+    loaded: LoadedModel, coder: Coder, folder: Path, in_graph: bool
+) -> CodesInfo:
+    """Pass a checkpoint's coder on to the bundle."""
+    shutil.copyfile(loaded.folder / CODES, folder / CODES)
+    if in_graph:
+        add_codes(folder / GRAPH, coder, int(loaded.model.config.vocab_size))
+    kind = read_json(loaded.folder / "edgelm.json").get("codes", {}).get("kind", "")
+    output = OUTPUT if in_graph else None
+    return CodesInfo(CODES, kind, coder.bits, coder.digest, output)
+
+
 def calibration_feeds(loaded: LoadedModel, calibration: Calibration) -> Iterator[Feeds]:
     """Calibration text as inputs of the graph: a text a batch, so that there is no padding."""
     names = [tensor.name for tensor in interface(loaded).inputs]
@@ -266,6 +315,7 @@ def make_manifest(
     target: str = "pytorch",
     precision: str = "fp32",
     golden: GoldenInfo = _NO_GOLDEN,
+    codes: CodesInfo | None = None,
 ) -> Manifest:
     """What a bundle says of a model; a model that is no bundle runs under one too."""
     info: Mapping[str, Any] = {
@@ -287,6 +337,7 @@ def make_manifest(
         tokenizer=TokenizerInfo(TOKENIZER, loaded.max_length, pad, segment),
         golden=golden,
         provenance=_provenance(loaded),
+        codes=codes,
         **info,
     )
 

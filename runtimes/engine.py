@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import Bundle, Manifest
+from edgelm.bundle import Bundle, CodesInfo, Manifest
 from edgelm.errors import BundleError, InputError, SessionError
+from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.openvino import PROVIDER, OpenVinoSession
 from edgelm.runtimes.session import OnnxSession, Session
 from edgelm.targets import load_target
@@ -31,6 +32,7 @@ class Engine:
         session: What runs the graph.
         tokenizer: Its tokenizer. It cuts a long text into windows: the first is
             the truncated text, the others are its ``overflowing``.
+        coder: What makes binary codes of its embeddings, where there is one.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Engine:
         tokenizer: Tokenizer,
         session: Session,
         workers: int = 1,
+        coder: Coder | None = None,
     ) -> None:
         """Put a tokenizer and a session together; `open_engine` does it for a bundle.
 
@@ -49,7 +52,9 @@ class Engine:
             tokenizer: Its tokenizer; padding and truncation are set here.
             session: What runs the graph.
             workers: Batches that run at once.
+            coder: What makes binary codes of its embeddings.
         """
+        self.coder = coder
         self.workers = workers
         self.name = name
         self.manifest = manifest
@@ -165,7 +170,18 @@ def open_engine(
         session = OpenVinoSession(graph, threads=each, workers=workers, exact=exact)
     else:
         session = OnnxSession(graph, chosen, each)
-    return Engine(str(bundle.path), manifest, tokenizer, session, workers)
+    coder = None if manifest.codes is None else _open_coder(bundle, manifest.codes)
+    return Engine(str(bundle.path), manifest, tokenizer, session, workers, coder)
+
+
+def _open_coder(bundle: Bundle, info: CodesInfo) -> Coder:
+    coder = load_coder(bundle.file(info.file))
+    due = bundle.manifest.embedding
+    if coder.digest != info.digest or due is None or coder.dimension != due.dimension:
+        raise BundleError(
+            f"The coder of {bundle.path} is not the one that its manifest describes. Export the bundle again."
+        )
+    return coder
 
 
 def cores() -> int:

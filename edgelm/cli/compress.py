@@ -85,6 +85,20 @@ from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_tabl
     help="Reorder the inner channels of feed-forward networks first, for N:M.",
 )
 @click.option(
+    "--codes",
+    "code_bits",
+    type=int,
+    metavar="BITS",
+    help="Fit binary codes of so many bits (32 to 1024) to the embeddings: part of the bundle.",
+)
+@click.option(
+    "--codes-kind",
+    type=click.Choice(
+        ["sign", "centred", "rotation", "itq", "projection", "autoencoder"]
+    ),
+    help="With --codes: how they are made.  [default: autoencoder]",
+)
+@click.option(
     "--skip",
     multiple=True,
     metavar="PART",
@@ -166,6 +180,8 @@ def compress(
     repair: str,
     allocation: str,
     permute: bool,
+    code_bits: int | None,
+    codes_kind: str | None,
     skip: tuple[str, ...],
     texts: str,
     max_texts: int,
@@ -193,6 +209,7 @@ def compress(
     from edgelm.pipeline import compress_model
     from edgelm.reports.compression import (
         COLUMNS,
+        codes_sentence,
         layer_rows,
         size_sentence,
         verdict,
@@ -224,12 +241,18 @@ def compress(
                 "skip": skip,
             }
         )
+    if code_bits is not None:
+        kind = {} if codes_kind is None else {"kind": codes_kind}
+        steps.append({"method": "codes", "bits": code_bits, **kind})
+    elif codes_kind is not None:
+        raise click.UsageError("--codes-kind goes with --codes BITS.")
     if recipe_file is not None and steps:
         raise click.UsageError("Give --recipe or what to do by flags, not both.")
     if recipe_file is None:
         if not steps:
             raise click.UsageError(
-                "Say what to do: --preset balanced, --ffn-keep 0.5, --sparsity 0.5, --sparsity 2:4, or --recipe FILE."
+                "Say what to do: --preset balanced, --ffn-keep 0.5, --sparsity 0.5, --sparsity 2:4, "
+                "--codes 256, or --recipe FILE."
             )
         calibration = {
             "texts": texts,
@@ -270,7 +293,9 @@ def compress(
     if as_json:
         for row in report.layers:
             emit(row)
-    else:
+        if report.codes is not None:
+            emit({"codes": dict(report.codes)})
+    elif report.layers:
         show_table(
             "Relative output error by layer, on held-out text",
             COLUMNS,
@@ -278,6 +303,8 @@ def compress(
         )
     if judgement := verdict(report.layers):
         say(judgement)
+    if report.codes is not None:
+        say(codes_sentence(report.codes))
     cost = report.cost
     say(
         f"{output}: {model} in {cost['seconds']:.0f} s, calibrated on {cost['texts']} texts ({cost['tokens']} tokens)"

@@ -39,6 +39,11 @@ from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
     type=float,
     help="Least agreement with the original model, dB; the manifest records it.",
 )
+@click.option(
+    "--codes-output",
+    is_flag=True,
+    help="Let the graph give packed binary codes too, beside the embeddings.",
+)
 @click.option("--task", type=TASKS, help="What the model is for; else inferred.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option(
@@ -51,6 +56,7 @@ def export(
     precision: str,
     texts: str,
     min_snr_db: float | None,
+    codes_output: bool,
     task: Any,
     force: bool,
     as_json: bool,
@@ -80,6 +86,7 @@ def export(
             "precision": precision,
             "calibration": replace(RANGES, texts=texts),
             "min_snr_db": min_snr_db,
+            "codes_output": codes_output,
             "force": force,
             "progress": lambda what: status.update(f"{checkpoint}: {what}"),
         }

@@ -54,6 +54,14 @@ _CHUNK = 256
     show_default=True,
     help="Of the input; auto goes by the file's name, text for stdin.",
 )
+@click.option(
+    "--output",
+    type=click.Choice(["vectors", "codes", "query-codes", "queries"]),
+    default="vectors",
+    show_default=True,
+    help="Of embeddings: vectors; packed binary codes (hexadecimal) of documents or of queries; "
+    "or the float rows of queries that are scored against codes.",
+)
 @PROVIDER
 @THREADS
 @WORKERS
@@ -62,6 +70,7 @@ def run(
     texts: tuple[str, ...],
     source: Path | None,
     form: str,
+    output: Any,
     provider: str | None,
     threads: int | None,
     workers: int,
@@ -85,19 +94,15 @@ def run(
             raise click.UsageError("Give texts, or --input FILE (- for stdin).")
         source = Path("-")
     model = edgelm.load(bundle, threads=threads, workers=workers, provider=provider)
+    if output != "vectors" and not isinstance(model, Embedder):
+        raise click.UsageError("--output is for bundles of embedding models.")
     pairs = isinstance(model, Scorer) and model.takes_pairs
     chunks = _arguments(texts, pairs) if source is None else _lines(source, form, pairs)
     for rows in chunks:
         if isinstance(model, Embedder):
-            vectors, cut = model.encode_with_truncation(rows)
-            for text, vector, long in zip(rows, vectors, cut, strict=True):
-                emit(
-                    {
-                        "text": text,
-                        "embedding": [round(float(x), 7) for x in vector],
-                        "truncated": bool(long),
-                    }
-                )
+            found, cut = model.encode_with_truncation(rows, output=output)
+            for text, row, long in zip(rows, found, cut, strict=True):
+                emit({"text": text, **_embedding(row), "truncated": bool(long)})
         elif isinstance(model, EntityRecognizer):
             for text, entities in zip(rows, model.extract(rows), strict=True):
                 emit(
@@ -137,6 +142,12 @@ def verify(
         f"{bundle} is whole and agrees with the original model: {result.snr_db:.1f} dB over "
         f"{result.examples} golden examples on {result.provider} (at least {result.min_snr_db:.1f} dB are due)"
     )
+
+
+def _embedding(row: Any) -> dict[str, Any]:
+    if row.dtype == "uint8":
+        return {"code": row.tobytes().hex()}
+    return {"embedding": [round(float(x), 7) for x in row]}
 
 
 def _inputs(row: Any) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -168,9 +168,3 @@ def method_of(step: Any) -> tuple[str, Method]:
     raise CompressionError(
         f"There is no method for {type(step).__name__}. Known: {', '.join(METHODS)}."
     )
-
-
-def describe(step: Any) -> Mapping[str, Any]:
-    """A step as a recipe writes it."""
-    name, method = method_of(step)
-    return {"method": name, "version": method.config.version, **schema.plain(step)}

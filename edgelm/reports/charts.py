@@ -102,3 +102,71 @@ def number(value: float) -> str:
 def shorten(text: str, limit: int = 24) -> str:
     """The end of a long label: of a path it is the part that tells."""
     return text if len(text) <= limit else "…" + text[-(limit - 1) :]
+
+
+# A file of its own does not see the page's colours.
+_ALONE = (
+    "svg{--ink:#1c2024;--soft:#60646c;--line:#d9dbe0}"
+    "@media(prefers-color-scheme:dark){svg{--ink:#edeef0;--soft:#a0a4ab;--line:#3a3d44}}"
+    "text{font:12px system-ui,sans-serif;fill:var(--ink)}.title{font-weight:600}"
+    ".soft{fill:var(--soft)}.axis{stroke:var(--line)}polyline{fill:none;stroke-width:2}"
+)
+# Told apart by people who do not see red or green, too (Okabe and Ito).
+_COLOURS = ("#0b7a5c", "#0072b2", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def curves(
+    title: str,
+    ticks: Sequence[str],
+    series: Sequence[tuple[str, Sequence[float]]],
+    *,
+    level: tuple[str, float],
+) -> str:
+    """Several curves over the same steps, as an SVG file of its own, from zero.
+
+    Args:
+        title: What is shown.
+        ticks: Names of the steps.
+        series: At most six names, each with a value a step.
+        level: Name and value of what all are compared with: a dashed line.
+
+    Returns:
+        The file's text, with a text alternative.
+    """
+    width, height, left, right, top, bottom = 640, 320, 40, 200, 34, 28
+    highest = max(level[1], *(v for _, values in series for v in values)) or 1.0
+    step = (width - left - right) / max(len(ticks) - 1, 1)
+
+    def y(value: float) -> float:
+        return height - bottom - (height - top - bottom) * value / highest
+
+    parts = [
+        f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
+        f'<line class="axis" stroke-dasharray="4 3" x1="{left}" x2="{width - right}" '
+        f'y1="{y(level[1]):.1f}" y2="{y(level[1]):.1f}"/>',
+        f'<text class="soft" x="{left - 6}" y="{y(0) + 4:.1f}" text-anchor="end">0</text>',
+        f'<text class="soft" x="{left - 6}" y="{y(level[1]) + 4:.1f}" text-anchor="end">{number(level[1])}</text>',
+        f'<text class="soft" x="{left + 4}" y="{y(level[1]) - 5:.1f}">{escape(level[0])}</text>',
+    ]
+    parts += [
+        f'<text class="soft" x="{left + i * step:.1f}" y="{height - 8}" text-anchor="middle">{escape(tick)}</text>'
+        for i, tick in enumerate(ticks)
+    ]
+    for i, (name, values) in enumerate(series):
+        colour, line = _COLOURS[i], top + 14 + 18 * i
+        points = " ".join(
+            f"{left + k * step:.1f},{y(v):.1f}" for k, v in enumerate(values)
+        )
+        parts.append(
+            f'<polyline points="{points}" stroke="{colour}"/>'
+            f'<rect x="{width - right + 14}" y="{line - 8}" width="12" height="4" fill="{colour}"/>'
+            f'<text x="{width - right + 32}" y="{line - 2}">{escape(name)}</text>'
+        )
+    summary = "; ".join(
+        f"{name}: {', '.join(number(v) for v in values)}" for name, values in series
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(title)}. {escape(summary)}"><style>{_ALONE}</style>'
+        f'<text class="title" x="0" y="16">{escape(title)}</text>{"".join(parts)}</svg>\n'
+    )

@@ -53,6 +53,7 @@ def compression_page(about: Mapping[str, Any]) -> str:
         "square of the error over that of the output, in percent. They are not the model's quality: "
         "measure that with <code>edgelm eval</code> on data of its task.</p>"
         f"{_steps(rows)}"
+        f"{_codes(about.get('codes'))}"
         "<h2>Recipe</h2>"
         f'<pre class="scroll">{escape(json.dumps(about["recipe"], indent=1))}</pre>'
         f"<h2>Where from</h2>{fact_list(facts)}",
@@ -70,11 +71,34 @@ def sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def size_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the layers weigh; zeros alone make no file smaller."""
+    if not rows:
+        return "The weights are as they were."
     total = sizes(rows)
     dense, mask, packed = (total[way] / 1e6 for way in ("dense", "bitmask", "zstd"))
     return (
         f"The compressed layers take {dense:.1f} MB as they lie in the checkpoint, {mask:.1f} MB as a bit mask "
         f"and the weights that are left, {packed:.1f} MB under zstd."
+    )
+
+
+def codes_sentence(about: Mapping[str, Any]) -> str:
+    """What a checkpoint's codes are and what they keep of a float search."""
+    what = f"Codes of {about['bits']} bits ({about['kind']}), fitted in {about['seconds']:.1f} s."
+    found = about.get("held_out")
+    if found is None:
+        return what
+    hamming, floats, rescored = (
+        f"{100 * found[key]:.0f} %" for key in ("hamming", "asymmetric", "rescored")
+    )
+    return (
+        f"{what} Of the ten nearest texts by float search, held-out texts find {hamming} by Hamming distance, "
+        f"{floats} with float queries, and {rescored} with the best 40 rescored."
+    )
+
+
+def _codes(about: Mapping[str, Any] | None) -> str:
+    return (
+        "" if about is None else f"<h2>Codes</h2><p>{escape(codes_sentence(about))}</p>"
     )
 
 

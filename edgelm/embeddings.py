@@ -1,0 +1,87 @@
+"""Embeddings of a loaded model, in PyTorch: what codes are fitted to, and what a graph computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgelm.bundle import EmbeddingInfo
+
+if TYPE_CHECKING:
+    from edgelm.calibration import Batch
+
+
+class EmbeddingGraph(nn.Module):
+    """Token ids to pooled vectors."""
+
+    def __init__(self, model: nn.Module, info: EmbeddingInfo) -> None:
+        """Wrap a base model of transformers."""
+        super().__init__()
+        self.model = model
+        self.info = info
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token ids, int64 ``[batch, sequence]``, to float32 ``[batch, dimension]``."""
+        kwargs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **kwargs
+        )
+        return pool(hidden.last_hidden_state, attention_mask, self.info)
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, info: EmbeddingInfo) -> torch.Tensor:
+    """Pool token vectors into one, as sentence-transformers does.
+
+    Args:
+        hidden: ``[batch, sequence, width]``.
+        mask: int64 ``[batch, sequence]``; 0 for padding, which is on the right.
+        info: How.
+
+    Returns:
+        ``[batch, width]``.
+    """
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    if info.pooling == "cls":
+        pooled = hidden[:, 0]
+    elif info.pooling == "max":
+        pooled = hidden.masked_fill(weights == 0, -1e9).amax(dim=1)
+    elif info.pooling == "last":
+        last = mask.sum(dim=1, keepdim=True) - 1
+        position = torch.arange(mask.shape[1], device=mask.device)
+        chosen = (position == last).unsqueeze(-1).to(hidden.dtype)
+        pooled = (hidden * chosen).sum(dim=1)
+    else:
+        pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
+    return nn.functional.normalize(pooled, dim=-1) if info.normalize else pooled
+
+
+def embed(
+    model: nn.Module, info: EmbeddingInfo, batches: Sequence[Batch]
+) -> NDArray[np.float32]:
+    """Embeddings of batches of tokens, in the order of the batches.
+
+    Args:
+        model: A base model of transformers; it is converted to float32 in place.
+        info: How token vectors become one.
+        batches: The tokens.
+
+    Returns:
+        float32 ``[texts, dimension]``.
+    """
+    graph = EmbeddingGraph(model.float().eval(), info)
+    with torch.inference_mode():
+        rows = [
+            graph(b.input_ids, b.attention_mask, b.token_type_ids).numpy()
+            for b in batches
+        ]
+    return np.concatenate(rows)
