@@ -42,7 +42,9 @@ def build_lists(snapshot: Snapshot, path: Path, *, seed: int = 0) -> Approximate
     """
     faiss = require("faiss", "index")
     codes, rows = snapshot.codes, snapshot.manifest.rows
-    lists = max(1, min(2 * math.isqrt(rows), rows // _POINTS_PER_LIST))
+    lists = min(2 * math.isqrt(rows), rows // _POINTS_PER_LIST)
+    if lists < 2:
+        return None
     random = np.random.default_rng(seed)
     bits = snapshot.manifest.bits
     index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, lists)
@@ -54,13 +56,13 @@ def build_lists(snapshot: Snapshot, path: Path, *, seed: int = 0) -> Approximate
         index.add(np.ascontiguousarray(codes[begin : begin + _CHUNK]))
     # A row finds itself whatever the lists: it is asked for its other neighbours.
     asked = random.choice(rows, min(rows, _SAMPLE), replace=False)
-    k = min(_NEIGHBOURS + 1, rows)
+    k = _NEIGHBOURS + 1
     exact, _ = nearest(codes[asked], codes, k)
     probes, recall = 1, 0.0
     while probes <= max(1, lists // 16):
         index.nprobe = probes
         found, _ = index.search(codes[asked], k)
-        recall = float((found <= exact[:, -1:])[:, 1:].mean()) if k > 1 else 1.0
+        recall = float((found <= exact[:, -1:])[:, 1:].mean())
         if recall >= RECALL:
             faiss.write_index_binary(index, str(path))
             return Approximate(rows, lists, probes, round(recall, 4))
