@@ -245,8 +245,19 @@ class BinaryIndex:
         """
         with self.writer() as writer:
             writer.compact()
-            enough = writer.manifest.rows >= AUTOMATIC_ROWS
-            if approximate == "always" or (approximate == "auto" and enough):
+        self.refresh()
+        if approximate != "never":
+            self.make_lists(always=approximate == "always")
+
+    def make_lists(self, *, always: bool = False) -> None:
+        """Make inverted lists over all rows, where there are enough of them or ``always``.
+
+        Raises:
+            BinaryIndexError: Another process changes the index, or there is no room.
+            MissingExtraError: faiss is not installed.
+        """
+        with self.writer() as writer:
+            if always or writer.manifest.rows >= AUTOMATIC_ROWS:
                 fresh = self.path / f"{LISTS}.new"
                 about = build_lists(open_snapshot(self.path), fresh)
                 if about is not None:

@@ -65,7 +65,7 @@ class Approximate:
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of its input an unfinished build has taken in.
+    """How much of its input a build has taken in.
 
     Attributes:
         lines: Lines of the input.
@@ -92,7 +92,7 @@ class IndexManifest:
         dimension: Length of a stored vector.
         factors: Whether every code has a factor for asymmetric scores.
         approximate: The inverted lists, where there are any.
-        progress: Of an unfinished build.
+        progress: Of the build that began it, where one did.
     """
 
     created_by: str

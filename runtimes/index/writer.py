@@ -108,7 +108,7 @@ class Writer:
             factors: float16 ``[n]``, where the index has factors.
             replace_existing: Rows that have one of the ids are deleted, in the
                 same batch; else they are an error.
-            progress: Of an unfinished build, to be acknowledged with the rows.
+            progress: Of a build, to be acknowledged with the rows.
 
         Raises:
             InputError: Something does not fit the index, or an id is there already.
@@ -165,10 +165,6 @@ class Writer:
         self._commit({DELETED: gone.tobytes()})
         self._keys().remove(keys[[i for i, _ in known]], gone)
 
-    def finish(self) -> None:
-        """Acknowledge that a build is complete."""
-        self._commit({}, progress=None)
-
     def compact(self) -> None:
         """Write the files anew without the deleted rows, in the same order, and swap to them.
 
@@ -206,23 +202,29 @@ class Writer:
             name: Its name there.
             path: The file, on the same file system.
             changes: What else changes in the manifest.
+
+        Raises:
+            BinaryIndexError: There is no room; the index is as it was.
         """
         crc = size = 0
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                crc, size = zlib.crc32(block, crc), size + len(block)
-            os.fsync(stream.fileno())
-        os.replace(path, self.index / self.manifest.folder / name)
-        sync_folder(self.index / self.manifest.folder)
-        files = {**self.manifest.files, name: FileState(size, crc)}
-        self._swap(
-            replace(
-                self.manifest,
-                files=files,
-                generation=self.manifest.generation + 1,
-                **changes,
+        folder = self.index / self.manifest.folder
+        try:
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    crc, size = zlib.crc32(block, crc), size + len(block)
+                os.fsync(stream.fileno())
+            os.replace(path, folder / name)
+            sync_folder(folder)
+            files = {**self.manifest.files, name: FileState(size, crc)}
+            generation = self.manifest.generation + 1
+            self._swap(
+                replace(self.manifest, files=files, generation=generation, **changes)
             )
-        )
+        except OSError as error:
+            self._reload()
+            raise BinaryIndexError(
+                f"Cannot write to {self.index}: {error.strerror}. The index is as it was; make room and repeat."
+            ) from error
 
     def _keys(self) -> KeyMap:
         if self._key_map is None:
