@@ -218,11 +218,12 @@ def search(
     encoder = _encoder(bundle, threads, 1)
     opened.check_encoder(encoder.info)
     for texts in batched(queries if source is None else _texts(source), 64):
-        rows, vectors = encoder.queries(texts, truncate=truncate)
+        encoded = encoder.queries(texts, truncate=truncate)
         found = opened.search(
-            rows,
+            encoded.rows,
             k,
-            vectors=vectors if opened.manifest.vectors else None,
+            shortlist=encoded.codes,
+            vectors=encoded.vectors if opened.manifest.vectors else None,
             candidates=candidates or CANDIDATES,
             oversample=oversample or OVERSAMPLE,
             exact=exact,

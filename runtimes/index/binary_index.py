@@ -269,6 +269,7 @@ class BinaryIndex:
         queries: NDArray[Any],
         k: int = 10,
         *,
+        shortlist: NDArray[np.uint8] | None = None,
         vectors: NDArray[np.float32] | None = None,
         candidates: int = CANDIDATES,
         oversample: int = OVERSAMPLE,
@@ -284,6 +285,7 @@ class BinaryIndex:
         rows, scores = self.search_rows(
             queries,
             k,
+            shortlist=shortlist,
             vectors=vectors,
             candidates=candidates,
             oversample=oversample,
@@ -305,6 +307,7 @@ class BinaryIndex:
         queries: NDArray[Any],
         k: int = 10,
         *,
+        shortlist: NDArray[np.uint8] | None = None,
         vectors: NDArray[np.float32] | None = None,
         candidates: int = CANDIDATES,
         oversample: int = OVERSAMPLE,
@@ -314,13 +317,14 @@ class BinaryIndex:
         """Find the nearest rows of each query.
 
         Codes are compared by Hamming distance. A float query is compared with the
-        ``candidates * k`` nearest codes of its signs; with ``vectors``, the best
+        ``candidates * k`` codes nearest to its own code; with ``vectors``, the best
         ``oversample * k`` of these, or without a float query the nearest, are compared with
         the vectors stored.
 
         Args:
             queries: Codes, uint8 ``[q, bits / 8]``, or float rows, float32 ``[q, bits]``.
             k: How many rows to find; fewer where the index holds fewer.
+            shortlist: uint8 ``[q, bits / 8]``: codes of float queries; their signs if not given.
             vectors: float32 ``[q, dimension]``: the queries' vectors.
             candidates: Codes a hit that a float query is compared with.
             oversample: Vectors a hit that are read.
@@ -338,6 +342,7 @@ class BinaryIndex:
             None if exact else self._open_lists(),
             queries,
             k,
+            shortlist=shortlist,
             vectors=vectors,
             candidates=candidates,
             oversample=oversample,

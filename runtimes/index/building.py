@@ -93,6 +93,7 @@ def build_index(
             encoder=encoder.info,
             vectors=vectors,
             dimension=dimension,
+            factors=True,
         )
     index = BinaryIndex(partial)
     with index.writer() as writer:
@@ -182,15 +183,16 @@ def _add(
         documents = list(_documents(source, batch, first))
         first, crc = first + len(batch), _crc(batch, crc)
         if documents:
-            codes, vectors, cut = encoder.documents([text for _, text in documents])
-            truncated += int(cut.sum())
-            stored = index.pack(vectors) if index.manifest.vectors else None
+            encoded = encoder.documents([text for _, text in documents])
+            truncated += int(encoded.truncated.sum())
+            has_vectors = index.manifest.vectors is not None
             try:
                 writer.add(
                     [name for name, _ in documents],
-                    codes,
+                    encoded.codes,
                     texts=[text for _, text in documents] if keep_texts else None,
-                    vectors=stored,
+                    factors=encoded.factors if index.manifest.factors else None,
+                    vectors=index.pack(encoded.vectors) if has_vectors else None,
                     replace_existing=replace,
                     progress=Progress(first, crc) if done else None,
                 )

@@ -14,6 +14,7 @@ from edgelm.errors import InputError
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.index.manifest import EncoderInfo
 
+Codes = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
 
 # Names that models give to the prompts of the two sides; the first that a model has.
@@ -31,11 +32,17 @@ class Coder(Protocol):
     def digest(self) -> str:
         """SHA-256 over what decides a code."""
 
-    def encode(self, vectors: Vectors) -> NDArray[np.uint8]:
-        """Codes, uint8 ``[n, bits / 8]``."""
+    def encode(self, vectors: Vectors) -> Codes:
+        """Codes of documents, uint8 ``[n, bits / 8]``."""
+
+    def encode_queries(self, vectors: Vectors) -> Codes:
+        """Codes of queries, uint8 ``[n, bits / 8]``."""
 
     def project(self, vectors: Vectors) -> Vectors:
-        """Float rows of queries, float32 ``[n, bits]``, whose signs are their codes."""
+        """Float rows of queries, float32 ``[n, bits]``."""
+
+    def factors(self, vectors: Vectors, codes: Codes) -> NDArray[np.float16]:
+        """What the asymmetric scores of documents are multiplied by, float16 ``[n]``."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,51 @@ class SignCoder:
     bits: int
     digest: str = "sign"
 
-    def encode(self, vectors: Vectors) -> NDArray[np.uint8]:
+    def encode(self, vectors: Vectors) -> Codes:
         """Codes, uint8 ``[n, bits / 8]``."""
         return np.packbits(vectors > 0, axis=1)
+
+    encode_queries = encode
 
     def project(self, vectors: Vectors) -> Vectors:
         """The vectors themselves."""
         return vectors
+
+    def factors(self, vectors: Vectors, codes: Codes) -> NDArray[np.float16]:
+        """1 for each."""
+        return np.ones(len(vectors), np.float16)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents as an index takes them.
+
+    Attributes:
+        codes: uint8 ``[n, bits / 8]``.
+        factors: float16 ``[n]``.
+        vectors: float32 ``[n, dimension]``.
+        truncated: bool ``[n]``: which were longer than the model takes.
+    """
+
+    codes: Codes
+    factors: NDArray[np.float16]
+    vectors: Vectors
+    truncated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries as a search takes them.
+
+    Attributes:
+        rows: float32 ``[n, bits]``.
+        codes: uint8 ``[n, bits / 8]``: the codes for the shortlist.
+        vectors: float32 ``[n, dimension]``.
+    """
+
+    rows: Vectors
+    codes: Codes
+    vectors: Vectors
 
 
 def coder_of(embedder: Embedder) -> Coder:
@@ -91,30 +136,20 @@ class TextEncoder:
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         self.info = EncoderInfo(manifest.model.name, digest)
 
-    def documents(
-        self, texts: Sequence[str]
-    ) -> tuple[NDArray[np.uint8], Vectors, NDArray[np.bool_]]:
-        """Codes, vectors, and which texts were longer than the model takes.
-
-        Returns:
-            uint8 ``[n, bits / 8]``, float32 ``[n, dimension]``, bool ``[n]``.
-        """
+    def documents(self, texts: Sequence[str]) -> Documents:
+        """Encode documents; what is longer than the model takes is cut."""
         vectors, cut = self._embedder.encode_with_truncation(
             texts, prompt=self._prompt(_DOCUMENT)
         )
-        return self._coder.encode(vectors), vectors, cut
+        codes = self._coder.encode(vectors)
+        return Documents(codes, self._coder.factors(vectors, codes), vectors, cut)
 
-    def queries(
-        self, texts: Sequence[str], *, truncate: bool = False
-    ) -> tuple[Vectors, Vectors]:
-        """Float rows and vectors of queries.
+    def queries(self, texts: Sequence[str], *, truncate: bool = False) -> Queries:
+        """Encode queries.
 
         Args:
             texts: The queries.
             truncate: Cut what is longer than the model takes instead of refusing it.
-
-        Returns:
-            float32 ``[n, bits]`` and float32 ``[n, dimension]``.
 
         Raises:
             InputError: A query is longer than the model takes.
@@ -129,7 +164,8 @@ class TextEncoder:
                 f"The query '{text[:40]}...' is longer than the {limit} tokens that the model takes. "
                 "Shorten it, or let it be cut with --truncate."
             )
-        return self._coder.project(vectors), vectors
+        coder = self._coder
+        return Queries(coder.project(vectors), coder.encode_queries(vectors), vectors)
 
     def _prompt(self, names: Sequence[str]) -> str | None:
         return next((name for name in names if name in self._embedder.prompts), None)

@@ -27,6 +27,7 @@ def search_rows(
     queries: NDArray[Any],
     k: int,
     *,
+    shortlist: NDArray[np.uint8] | None,
     vectors: NDArray[np.float32] | None,
     candidates: int,
     oversample: int,
@@ -47,10 +48,13 @@ def search_rows(
     as_float = queries.dtype != np.uint8
     if as_float:
         check_floats(queries, manifest.bits, "queries")
-        codes = np.packbits(queries > 0, axis=1)
+        codes = np.packbits(queries > 0, axis=1) if shortlist is None else shortlist
     else:
-        check_codes(queries, manifest.bits)
-        codes = np.ascontiguousarray(queries)
+        codes = queries
+    check_codes(codes, manifest.bits)
+    if len(codes) != len(queries):
+        raise InputError(f"There are {len(queries)} queries but {len(codes)} codes.")
+    codes = np.ascontiguousarray(codes)
     stored = snapshot.vectors
     if vectors is not None:
         if stored is None:

@@ -174,6 +174,10 @@ def test_a_float_query_is_compared_with_signs(tmp_path: Path) -> None:
     rows, scores = index.search_rows(query, 10, candidates=50)
     assert rows[0].tolist() == np.argsort(-expected, kind="stable")[:10].tolist()
     assert scores[0] == pytest.approx(np.sort(expected)[::-1][:10], abs=1e-4)
+    farthest = np.packbits(query < 0, axis=1)
+    rows, _ = index.search_rows(query, 10, shortlist=farthest, candidates=1)
+    distances, _ = reference(farthest, codes, 10)
+    assert (reference(farthest, codes[rows[0]], 10)[0] == distances).all()
 
 
 def test_factors_multiply_the_asymmetric_score(tmp_path: Path) -> None:
