@@ -7,11 +7,19 @@ for a Target -> Session -> entities | vectors | scores
 from __future__ import annotations
 
 from edgelm.errors import EdgelmError
-from edgelm.runtimes import Embedder, Entity, EntityRecognizer, Scorer, load
+from edgelm.runtimes import (
+    BinaryIndex,
+    Embedder,
+    Entity,
+    EntityRecognizer,
+    Scorer,
+    load,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BinaryIndex",
     "EdgelmError",
     "Embedder",
     "Entity",

@@ -11,6 +11,7 @@ Every error is one sentence that says what is wrong and, where there is one, the
       BundleError                    a bundle is damaged, incomplete or too new
       TargetError                    no such target, or it cannot do what was asked
       SessionError                   a runtime cannot be opened as asked
+      BinaryIndexError               an index is damaged, in use, too new, full or of another encoder
       OutputExistsError (OSError)    the output is there already
       MissingExtraError (ImportError)  a part of edgelm is not installed
       GateError                      a check that was asked for failed; exit code 3
@@ -58,6 +59,10 @@ class TargetError(EdgelmError):
 
 class SessionError(EdgelmError):
     """A runtime cannot be opened as asked."""
+
+
+class BinaryIndexError(EdgelmError):
+    """An index is damaged, in use, too new, cannot be written, or is of another encoder."""
 
 
 class OutputExistsError(EdgelmError, OSError):

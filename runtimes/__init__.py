@@ -12,10 +12,11 @@ from pathlib import Path
 from edgelm.bundle import Bundle, open_bundle
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import Engine, open_engine
+from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.ner import Entity, EntityRecognizer
 from edgelm.runtimes.scoring import Scorer
 
-__all__ = ["Embedder", "Entity", "EntityRecognizer", "Scorer", "load"]
+__all__ = ["BinaryIndex", "Embedder", "Entity", "EntityRecognizer", "Scorer", "load"]
 
 TASKS: dict[str, type[Embedder] | type[EntityRecognizer] | type[Scorer]] = {
     "embedding": Embedder,

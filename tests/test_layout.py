@@ -100,6 +100,7 @@ def test_imports_point_one_way(path: Path) -> None:
         within(
             "edgelm.runtimes",
             "edgelm.targets",
+            "edgelm.atomic",
             "edgelm.bundle",
             "edgelm.metrics",
             *base,

@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "look",
     "eval": "measure",
     "export": "export",
+    "index": "index",
     "info": "look",
     "run": "run",
     "targets": "look",

@@ -82,7 +82,7 @@ def progress_bar(what: str) -> Iterator[Any]:
     with bar:
         task = bar.add_task(what, total=None)
 
-        def update(description: str, done: int, total: int) -> None:
+        def update(description: str, done: int, total: int | None) -> None:
             bar.update(task, description=description, completed=done, total=total)
 
         yield update
