@@ -165,7 +165,7 @@ def open_engine(
         session = OpenVinoSession(graph, threads=each, workers=workers, exact=exact)
     else:
         session = OnnxSession(graph, chosen, each)
-    return Engine(str(bundle.path), manifest, tokenizer, session, workers)
+    return Engine(bundle.name, manifest, tokenizer, session, workers)
 
 
 def cores() -> int:
@@ -218,7 +218,7 @@ def _provider(bundle: Bundle, asked: str | None) -> str:
     target = load_target(bundle.manifest.target)
     if target.runtime == "tensorrt":
         raise SessionError(
-            f"The bundle {bundle.path} is for {target.title}: its engine is built on the device. "
+            f"The bundle {bundle.name} is for {target.title}: its engine is built on the device. "
             "To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."
         )
     return target.provider
