@@ -64,8 +64,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         OutputExistsError: ``path`` exists and ``force`` is not set.
         InputError: The folder that shall hold ``path`` cannot be written.
     """
-    if not force and path.exists():
-        raise OutputExistsError(_exists(path))
+    check_free(path, marker=None, force=force)
     work = _beside(path)
     try:
         yield work / path.name
@@ -74,12 +73,24 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def check_free(path: Path, *, marker: str, force: bool) -> None:
-    """Raise `OutputExistsError` if ``path`` exists and `new_folder` may not replace it."""
+def check_free(path: Path, *, marker: str | None, force: bool) -> None:
+    """Raise `OutputExistsError` if ``path`` exists and may not be replaced.
+
+    Args:
+        path: Where a folder shall appear, or a file.
+        marker: As for `new_folder`; None for a file, which replaces only a file.
+        force: Whether something may be replaced.
+    """
     if not (path.exists() or path.is_symlink()):
         return
     if not force:
         raise OutputExistsError(_exists(path))
+    if marker is None:
+        if path.is_dir():
+            raise OutputExistsError(
+                f"{path} is a folder, which --force does not replace by a file. Choose another output."
+            )
+        return
     if not (path / marker).is_file() or path.is_symlink():
         raise OutputExistsError(
             f"{path} was not made by edgelm (it holds no {marker}), so --force does not replace it. "

@@ -1,4 +1,4 @@
-"""Bundle: a folder that a device runs as it is (see docs/bundle-format.md)."""
+"""Bundle: a folder, or that folder as one file, that a device runs as it is (see docs/bundle-format.md)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
 CODES = "codes.safetensors"
 GOLDEN_TEXTS, GOLDEN_ARRAYS = "golden.jsonl", "golden.safetensors"
 
-_MANIFEST_LIMIT = 4 << 20
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MANIFEST_LIMIT = 4 << 20
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,22 @@ class GoldenExample:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been checked against its manifest."""
+    """A bundle whose files have been checked against its manifest.
+
+    Attributes:
+        path: The folder of its files.
+        manifest: What its manifest says.
+        archive: The file that it was unpacked from, if it was.
+    """
 
     path: Path
     manifest: Manifest
+    archive: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What it was opened from, for messages."""
+        return str(self.archive or self.path)
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest names, and so has been checked."""
@@ -241,17 +253,34 @@ def open_bundle(path: str | Path) -> Bundle:
     """Read a bundle and check every file against the manifest.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder, or the bundle as one file (``.tar.zst``), which is
+            unpacked once, into the user's cache.
 
     Raises:
         BundleError: It is no bundle, a newer one than this edgelm reads, or a
             file is missing, damaged or not what the manifest says.
+        MissingExtraError: It is one file, and zstandard is not installed.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
+    if path.is_file():
+        from edgelm.archive import open_archive
+
+        return open_archive(path)
+    return Bundle(path, open_folder(path))
+
+
+def is_bundle(path: str | Path) -> bool:
+    """Whether something looks like a bundle: a folder with a manifest, or one file."""
+    path = Path(path)
+    return (path / MANIFEST).is_file() or path.is_file()
+
+
+def open_folder(path: Path) -> Manifest:
+    """Check a bundle's folder. Errors are those of `open_bundle`."""
+    manifest = read_manifest(path)
     for name, info in manifest.files.items():
         _check_file(path, name, info)
-    return Bundle(path, manifest)
+    return manifest
 
 
 def seal(folder: Path, manifest: Manifest) -> Bundle:
@@ -332,15 +361,16 @@ def _canonical(data: Mapping[str, Any]) -> bytes:
     return (text + "\n").encode()
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Read a manifest, whose files are still to be checked. Errors are those of `open_bundle`."""
     path = folder / MANIFEST
     if not path.is_file():
         what = "does not exist" if not folder.exists() else f"holds no {MANIFEST}"
         raise BundleError(
             f"{folder} is not a bundle: it {what}. Make one with: edgelm export CKPT --target cpu -o BUNDLE"
         )
-    if path.stat().st_size > _MANIFEST_LIMIT:
-        raise BundleError(f"{path} is larger than {_MANIFEST_LIMIT >> 20} MiB.")
+    if path.stat().st_size > MANIFEST_LIMIT:
+        raise BundleError(f"{path} is larger than {MANIFEST_LIMIT >> 20} MiB.")
     raw = path.read_bytes()
     try:
         data = json.loads(raw)
@@ -370,7 +400,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _check_file(folder: Path, name: str, info: FileInfo) -> None:
     path = folder / name
-    if not _PLAIN_NAME.fullmatch(name):
+    if not FILE_NAME.fullmatch(name):
         raise BundleError(
             f"The manifest of {folder} names the file {name!r}, which is not a plain name."
         )

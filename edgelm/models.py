@@ -224,8 +224,9 @@ def _find_folder(reference: str) -> Path:
         return folder
     known = ", ".join(BUILT_IN)
     if folder.exists():
+        hint = "a bundle already" if folder.name.endswith(".tar.zst") else "a file"
         raise ModelError(
-            f"{folder} is a file. Give a model folder, a hub id, or one of {known}."
+            f"{folder} is {hint}. Give a model folder, a hub id, or one of {known}."
         )
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", reference):
         raise ModelError(

@@ -35,7 +35,7 @@ def load(
     """Open a bundle for its task.
 
     Args:
-        bundle: A bundle's folder, or a bundle opened already.
+        bundle: A bundle's folder, its ``.tar.zst``, or a bundle opened already.
         threads: Threads of one inference; the cores, shared among the workers, if not given.
         workers: Batches that run at once. One, with all cores, answers soonest;
             as many as there are cores gives most texts a second.

@@ -171,7 +171,7 @@ def open_engine(
     else:
         session = OnnxSession(graph, chosen, each)
     coder = None if manifest.codes is None else _open_coder(bundle, manifest.codes)
-    return Engine(str(bundle.path), manifest, tokenizer, session, workers, coder)
+    return Engine(bundle.name, manifest, tokenizer, session, workers, coder)
 
 
 def _open_coder(bundle: Bundle, info: CodesInfo) -> Coder:
@@ -179,7 +179,7 @@ def _open_coder(bundle: Bundle, info: CodesInfo) -> Coder:
     due = bundle.manifest.embedding
     if coder.digest != info.digest or due is None or coder.dimension != due.dimension:
         raise BundleError(
-            f"The coder of {bundle.path} is not the one that its manifest describes. Export the bundle again."
+            f"The coder of {bundle.name} is not the one that its manifest describes. Export the bundle again."
         )
     return coder
 
@@ -234,7 +234,7 @@ def _provider(bundle: Bundle, asked: str | None) -> str:
     target = load_target(bundle.manifest.target)
     if target.runtime == "tensorrt":
         raise SessionError(
-            f"The bundle {bundle.path} is for {target.title}: its engine is built on the device. "
+            f"The bundle {bundle.name} is for {target.title}: its engine is built on the device. "
             "To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."
         )
     return target.provider

@@ -17,7 +17,11 @@ from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
     "--target", required=True, help="Device to export for; `edgelm targets` lists them."
 )
 @click.option(
-    "-o", "--output", type=OUTPUT, required=True, help="Folder of the bundle to make."
+    "-o",
+    "--output",
+    type=OUTPUT,
+    required=True,
+    help="Bundle to make: a folder, or one file if its name ends in .tar.zst.",
 )
 @click.option(
     "--precision",
@@ -66,6 +70,7 @@ def export(
     \b
     edgelm export small --target cpu -o bundle --precision int8
     """
+    from edgelm.archive import SUFFIX, new_bundle
     from edgelm.atomic import check_free
     from edgelm.bundle import MANIFEST
     from edgelm.export import RANGES, export_fastest
@@ -75,12 +80,16 @@ def export(
 
     for name in RIVALS.get(target, (target,)):
         load_target(name)
-    check_free(output, marker=MANIFEST, force=force)
+    packed = output.name.endswith(SUFFIX)
+    check_free(output, marker=None if packed else MANIFEST, force=force)
     if target in FAMILIES:
         say(
             f"{target} is a family of devices; exporting for its most conservative member, {FAMILIES[target]}."
         )
-    with console.status(f"exporting {checkpoint}") as status:
+    with (
+        console.status(f"exporting {checkpoint}") as status,
+        new_bundle(output, force=force) as folder,
+    ):
         loaded = load_model(checkpoint, task)
         options: dict[str, Any] = {
             "precision": precision,
@@ -91,9 +100,10 @@ def export(
             "progress": lambda what: status.update(f"{checkpoint}: {what}"),
         }
         if target in RIVALS:
-            bundle, rates = export_fastest(loaded, RIVALS[target], output, **options)
+            bundle, rates = export_fastest(loaded, RIVALS[target], folder, **options)
         else:
-            bundle, rates = export_bundle(loaded, target, output, **options), {}
+            bundle, rates = export_bundle(loaded, target, folder, **options), {}
+        size = bundle.size_bytes
     manifest = bundle.manifest
     device = load_target(manifest.target)
     for name, rate in rates.items():
@@ -105,13 +115,17 @@ def export(
                 "task": manifest.task,
                 "target": manifest.target,
                 "precision": manifest.precision,
-                "size_bytes": bundle.size_bytes,
+                "size_bytes": size,
+                "archive_bytes": output.stat().st_size if packed else None,
                 "snr_db": manifest.golden.measured_snr_db,
             }
         )
+    sizes = f"{size / 1e6:.1f} MB"
+    if packed:
+        sizes = f"{output.stat().st_size / 1e6:.1f} MB packed, {sizes} unpacked"
     say(
         f"{output}: {manifest.task}, {manifest.precision}, for {device.title}; "
-        f"{bundle.size_bytes / 1e6:.1f} MB, {manifest.golden.measured_snr_db:.1f} dB to the original model"
+        f"{sizes}, {manifest.golden.measured_snr_db:.1f} dB to the original model"
     )
     if device.engine is not None:
         say(

@@ -68,14 +68,16 @@ def info(path: Path, as_json: bool) -> None:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    from edgelm.bundle import MANIFEST, open_bundle
+    from edgelm.bundle import is_bundle, open_bundle
     from edgelm.tasks import read_json
 
-    if (path / MANIFEST).is_file():
+    if is_bundle(path):
         bundle = open_bundle(path)
+        packed = bundle.archive.stat().st_size if bundle.archive else None
         return {
             "kind": "bundle",
             "size_bytes": bundle.size_bytes,
+            "archive_bytes": packed,
             **schema.plain(bundle.manifest),
         }
     if (path / "edgelm.json").is_file():

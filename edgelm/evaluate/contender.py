@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgelm.bundle import MANIFEST
+from edgelm.bundle import is_bundle
 from edgelm.errors import EdgelmError
 from edgelm.runtimes import Embedder, EntityRecognizer, Scorer, load
 
@@ -26,10 +26,10 @@ def open_any(reference: str, threads: int | None = None) -> Model:
     """Open a bundle in its runtime, or any other model in PyTorch.
 
     Args:
-        reference: A bundle's folder, a built-in name, a model folder or a hub id.
+        reference: A bundle, a built-in name, a model folder or a hub id.
         threads: Threads of one inference; all cores if not given.
     """
-    if (Path(reference) / MANIFEST).is_file():
+    if is_bundle(reference):
         return load(reference, threads=threads)
     from edgelm.evaluate.reference import open_reference
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import edgelm
-from edgelm.bundle import MANIFEST, open_bundle
+from edgelm.bundle import is_bundle, open_bundle
 from edgelm.errors import EdgelmError, InputError
 
 Progress = Callable[[str, int, int], None]
@@ -178,10 +178,10 @@ def environment() -> dict[str, Any]:
 
 
 def size_bytes(reference: str) -> int:
-    """Bytes that a bundle, or the weights and tokenizer of a model, take."""
-    path = Path(reference)
-    if (path / MANIFEST).is_file():
-        return open_bundle(path).size_bytes
+    """Bytes that a bundle, as it was named, or the weights and tokenizer of a model, take."""
+    if is_bundle(reference):
+        bundle = open_bundle(reference)
+        return bundle.archive.stat().st_size if bundle.archive else bundle.size_bytes
     from edgelm.models import locate
 
     folder = locate(reference)
