@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,23 +64,20 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, info: EmbeddingInfo) -> torch
     return nn.functional.normalize(pooled, dim=-1) if info.normalize else pooled
 
 
-def embed(
-    model: nn.Module, info: EmbeddingInfo, batches: Sequence[Batch]
-) -> NDArray[np.float32]:
-    """Embeddings of batches of tokens, in the order of the batches.
+def embed(model: nn.Module, info: EmbeddingInfo, batch: Batch) -> NDArray[np.float32]:
+    """Embeddings of a batch of tokens.
 
     Args:
         model: A base model of transformers; it is converted to float32 in place.
         info: How token vectors become one.
-        batches: The tokens.
+        batch: The tokens.
 
     Returns:
         float32 ``[texts, dimension]``.
     """
     graph = EmbeddingGraph(model.float().eval(), info)
     with torch.inference_mode():
-        rows = [
-            graph(b.input_ids, b.attention_mask, b.token_type_ids).numpy()
-            for b in batches
-        ]
-    return np.concatenate(rows)
+        vectors: NDArray[np.float32] = graph(
+            batch.input_ids, batch.attention_mask, batch.token_type_ids
+        ).numpy()
+    return vectors

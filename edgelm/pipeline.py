@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import edgelm
 from edgelm import codes, schema
 from edgelm import recipe as recipes
@@ -180,7 +183,9 @@ def compress_model(
 
         def fit(folder: Path) -> Mapping[str, Any]:
             assert recipe.codes is not None
-            found.update(fit_codes(folder, recipe.codes, texts, recipe.calibration))
+            found.update(
+                fit_codes(folder, recipe.codes, texts, recipe.calibration, progress)
+            )
             return found
 
         if distributed.rank() == 0:
@@ -203,6 +208,7 @@ def fit_codes(
     config: codes.BinaryCodes,
     texts: Sequence[str],
     calibration: Calibration,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Fit binary codes to the embeddings of a checkpoint and write them into it.
 
@@ -211,6 +217,7 @@ def fit_codes(
         config: What codes to make.
         texts: To fit to; every eighth is kept to judge by.
         calibration: How long a text may be.
+        progress: Called after each batch with ``codes``, batches done and batches in all.
 
     Returns:
         ``kind``, ``bits``, ``digest``, ``seconds`` of embedding and fitting, and, with 16 texts or more,
@@ -225,14 +232,19 @@ def fit_codes(
     loaded = load_model(str(folder))
     assert isinstance(loaded.info, EmbeddingInfo)
     prefix = loaded.info.prompts.get(loaded.info.default_prompt or "", "")
-    parts = [
-        embed(
-            loaded.model,
-            loaded.info,
-            calibration_batches(loaded, [prefix + t for t in part], calibration),
-        )
+    fitted, held_out = (
+        calibration_batches(loaded, [prefix + t for t in part], calibration)
         for part in split(texts)
-    ]
+    )
+    total = len(fitted) + len(held_out)
+    parts: list[NDArray[np.float32]] = []
+    for batches in (fitted, held_out):
+        rows = []
+        for batch in batches:
+            rows.append(embed(loaded.model, loaded.info, batch))
+            done = len(rows) + (len(fitted) if parts else 0)
+            progress("codes", done, total)
+        parts.append(np.concatenate(rows))
     coder = codes.fit(parts[0], config)
     about = {
         "kind": config.kind,
