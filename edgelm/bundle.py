@@ -187,7 +187,7 @@ class Manifest:
     created_by: str
     task: Task
     target: str
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
     model: ModelInfo
     graph: Graph
     tokenizer: TokenizerInfo

@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -39,24 +39,23 @@ from edgelm.bundle import (
     save_golden,
     seal,
 )
-from edgelm.calibration import Calibration, load_texts
-from edgelm.errors import ExportError, GateError, TargetError, require
+from edgelm.calibration import Calibration
+from edgelm.errors import ExportError, GateError, require
 from edgelm.export.codes import OUTPUT, add_codes
 from edgelm.export.graph import export_graph, read_graph
-from edgelm.export.int8_dynamic import quantize_dynamic
-from edgelm.export.int8_static import Feeds, quantize_static
-from edgelm.export.modules import interface, wrap
+from edgelm.export.modules import wrap
+from edgelm.export.precision import (
+    TOLERANCE_DB,
+    Written,
+    check_precision,
+    write_graph,
+)
 from edgelm.models import LoadedModel
-from edgelm.pipeline import calibration_batches
 from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import measure_snr
 from edgelm.targets import Target, load_target, target_text
 from edgelm.tasks import read_json
-
-# The least agreement with the original model, dB. Int8 gives 15 to 25 on
-# encoders; a graph that lost its mask or a layer gives less than 5.
-TOLERANCE_DB = {"fp32": 80.0, "int8": 12.0}
 
 Progress = Callable[[str], None]
 # Text for the ranges of int8 activations; a tensor keeps some thousand tokens of it.
@@ -72,6 +71,8 @@ def export(
     *,
     precision: str = "auto",
     calibration: Calibration = RANGES,
+    block: int = 32,
+    max_drop: float | None = None,
     float_graph: Path | None = None,
     min_snr_db: float | None = None,
     codes_output: bool = False,
@@ -84,8 +85,12 @@ def export(
         loaded: The model; it is converted to float32 in place.
         target: Name of a target or a family of targets.
         path: The folder to make.
-        precision: ``fp32``, ``int8``, or ``auto`` for the target's own.
-        calibration: The text that the ranges of static int8 are taken from.
+        precision: One of the target's, or ``auto`` for its default. Given ``max_drop``
+            too, ``auto`` leaves in float what int8 would cost too much.
+        calibration: The text that ranges are taken from; every eighth text is left for
+            measuring what the precision costs.
+        block: Weights that share a scale where only weights are quantised.
+        max_drop: What the precision may cost; `edgelm.export.sensitivity` defines it.
         float_graph: The model's float32 graph, alone in its folder, where it has been
             exported already.
         min_snr_db: Least agreement with the original model, dB; the precision's own
@@ -100,16 +105,14 @@ def export(
     Raises:
         TargetError: There is no such target, or it does not have the precision.
         ExportError: The graph cannot be made, or is not what was asked for.
-        GateError: The bundle does not agree with the original model.
+        GateError: The bundle does not agree with the original model, or not as
+            closely as ``max_drop`` asks.
         OutputExistsError: ``path`` exists and may not be replaced.
         MissingExtraError: What runs the bundle here is not installed.
     """
     device = load_target(target)
     chosen = device.default_precision if precision == "auto" else precision
-    if chosen not in device.precisions:
-        raise TargetError(
-            f"The target {device.name} has the precisions {', '.join(device.precisions)}; {chosen} was asked for."
-        )
+    check_precision(device, chosen)
     tolerance = TOLERANCE_DB[chosen] if min_snr_db is None else min_snr_db
     wrap(loaded)  # a task without bundles is refused before any work
     if device.runtime == "openvino":
@@ -126,7 +129,15 @@ def export(
         examples = golden_examples(loaded)
         save_golden(folder, examples)
         progress("ONNX graph")
-        graph = _write_graph(loaded, device, chosen, folder, calibration, float_graph)
+        options = {
+            "block": block,
+            "max_drop": max_drop,
+            "search": precision == "auto" and chosen == "int8" and max_drop is not None,
+        }
+        written = _write_graph(
+            loaded, device, chosen, folder, calibration, float_graph, **options
+        )
+        graph = written.graph
         codes = None
         if coder is not None:
             codes = _write_codes(loaded, coder, folder, codes_output)
@@ -146,6 +157,8 @@ def export(
             golden=golden,
             codes=codes,
         )
+        provenance = {**manifest.provenance, "precision": dict(written.about)}
+        manifest = replace(manifest, provenance=provenance)
         bundle = seal(folder, manifest)
         # What only the device can run is verified in ONNX Runtime, on the same graph.
         here = None if device.runtime == "openvino" else "CPUExecutionProvider"
@@ -209,22 +222,16 @@ def _write_graph(
     folder: Path,
     calibration: Calibration,
     source: Path | None,
-) -> Graph:
+    **options: Any,
+) -> Written:
     with tempfile.TemporaryDirectory(
         dir=folder.parent, prefix=f".{folder.name}."
     ) as work:
         if source is None:
             source = Path(work) / GRAPH
             export_graph(loaded, source, target.opset)
-        if precision == "fp32":
-            shutil.copytree(source.parent, folder, dirs_exist_ok=True)
-            return read_graph(folder / GRAPH)
-        # ONNX Runtime's kernels are fastest with ranges taken at each call; the
-        # other runtimes have kernels for static ranges only.
-        if target.runtime == "onnxruntime":
-            return quantize_dynamic(source, folder / GRAPH)
-        return quantize_static(
-            source, folder / GRAPH, calibration_feeds(loaded, calibration)
+        return write_graph(
+            loaded, target, precision, source, folder, calibration, **options
         )
 
 
@@ -253,23 +260,6 @@ def _write_codes(
     kind = read_json(loaded.folder / "edgelm.json").get("codes", {}).get("kind", "")
     output = OUTPUT if in_graph else None
     return CodesInfo(CODES, kind, coder.bits, coder.digest, output)
-
-
-def calibration_feeds(loaded: LoadedModel, calibration: Calibration) -> Iterator[Feeds]:
-    """Calibration text as inputs of the graph: a text a batch, so that there is no padding."""
-    names = [tensor.name for tensor in interface(loaded).inputs]
-    for batch in calibration_batches(loaded, load_texts(calibration), calibration):
-        for row, length in enumerate(batch.attention_mask.sum(dim=1).tolist()):
-            ids = batch.input_ids[row : row + 1, :length]
-            types = batch.token_type_ids
-            feeds = {
-                "input_ids": ids,
-                "attention_mask": torch.ones_like(ids),
-                "token_type_ids": torch.zeros_like(ids)
-                if types is None
-                else types[row : row + 1, :length],
-            }
-            yield {name: feeds[name].numpy() for name in names}
 
 
 def _write_plan(target: Target, graph: Graph, precision: str, folder: Path) -> None:

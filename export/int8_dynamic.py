@@ -2,57 +2,58 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+
 from edgelm.bundle import Graph
-from edgelm.errors import ExportError, require
-from edgelm.export.graph import describe, save, weighted_products
+from edgelm.export.audit import wanted_precisions, write
+from edgelm.export.editor import Editor
+from edgelm.export.graph import weighted_products
+from edgelm.export.rounding import quantise_weights
 
 
-def quantize_dynamic(source: Path, path: Path) -> Graph:
+def quantize_dynamic(source: Path, path: Path, keep: Collection[str] = ()) -> Graph:
     """Weights per channel, symmetric; activations by what each call brings.
+
+    Every input is DynamicQuantizeLinear once, however many products read it, and a product is
+    MatMulInteger and the multiplication by both scales, as ONNX Runtime joins them into one kernel.
 
     Args:
         source: A float32 graph.
         path: The file to write.
+        keep: Names of products that stay float32.
 
     Returns:
         The new graph's interface.
 
     Raises:
-        ExportError: A matrix product with constant weights stayed in float32.
+        ExportError: A weight is not finite, or the graph is not what was asked for.
     """
-    onnx = require("onnx", "export")
-    quantization = require("onnxruntime.quantization", "export")
-    before = onnx.load(source)
-    products, heads = weighted_products(before)
-    names = [head.name for head in heads]
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            shaped = Path(work) / "shaped.onnx"
-            save(onnx.shape_inference.infer_shapes(before), shaped)
-            quantization.quantize_dynamic(
-                shaped,
-                path,
-                weight_type=quantization.QuantType.QInt8,
-                per_channel=True,
-                op_types_to_quantize=["MatMul", "Gather"],
-                # The quantiser makes a MatMul of each Gemm, under this name.
-                nodes_to_exclude=[*names, *(f"{name}_MatMul" for name in names)],
-                extra_options={"MatMulConstBOnly": True},
-            )
-    finally:
-        logging.disable(level)
-    proto = onnx.load(path)
-    onnx.checker.check_model(proto)
-    graph = describe(proto, path.name)
-    done = graph.operators.get("MatMulInteger", 0)
-    if done != len(products):
-        raise ExportError(
-            f"Of {len(products)} matrix products with constant weights {done} became int8."
+    editor = Editor(source)
+    wanted = wanted_precisions(editor, "int8", keep)
+    done = set()
+    for product in weighted_products(editor.proto)[0]:
+        if product.name in keep:
+            continue
+        x, out, name = product.input[0], product.output[0], product.name
+        levels, scale, zero = f"{x}.uint8", f"{x}.step", f"{x}.zero"
+        if x not in done:
+            made = editor.node("DynamicQuantizeLinear", [x], levels)
+            made.output.extend([scale, zero])
+            editor.follow(x, made)
+            done.add(x)
+        whole, steps = quantise_weights(editor.constants[product.input[1]])
+        weight = editor.constant(f"{name}.weight.int8", whole)
+        step = editor.constant(f"{name}.weight.step", steps)
+        none = editor.constant(f"{name}.weight.zero", np.zeros(len(steps), np.int8))
+        editor.replace(
+            product,
+            editor.node("MatMulInteger", [levels, weight, zero, none], f"{out}.int32"),
+            editor.node("Cast", [f"{out}.int32"], f"{out}.levels", to=1),
+            editor.node("Mul", [scale, step], f"{out}.step"),
+            editor.node("Mul", [f"{out}.levels", f"{out}.step"], out),
         )
-    return graph
+    editor.quantise_tables()
+    return write(editor.finish(), path, wanted)

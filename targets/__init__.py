@@ -28,7 +28,7 @@ __all__ = [
     "load_target",
 ]
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
 Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 
 # A family stands for its most conservative member wherever the device is not at hand.

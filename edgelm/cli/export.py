@@ -25,10 +25,25 @@ from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "int8"]),
+    type=click.Choice(["auto", "fp32", "fp16", "int8", "int8-weights", "int4-weights"]),
     default="auto",
     show_default=True,
-    help="auto: the target's own.",
+    help="auto: the target's own; with --max-drop, layers stay in float as need be.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="Most that the precision may cost on held-out calibration text: 1 - cosine (embeddings), "
+    "share of changed entity labels (ner), 1 - Spearman or change of a score (scoring).",
+)
+@click.option(
+    "--block-size",
+    "block",
+    type=click.Choice(["32", "64", "128"]),
+    default="32",
+    show_default=True,
+    help="Weights that share a scale, for int8-weights and int4-weights.",
 )
 @click.option(
     "--calibration",
@@ -36,7 +51,7 @@ from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
     default="built-in",
     show_default=True,
     metavar="FILE",
-    help="Texts that ranges of static int8 are taken from: .txt or .jsonl, also .gz and .zst.",
+    help="Texts for ranges, and (every eighth) for measuring the drop: .txt or .jsonl, also .gz and .zst.",
 )
 @click.option(
     "--min-snr-db",
@@ -58,6 +73,8 @@ def export(
     target: str,
     output: Path,
     precision: str,
+    max_drop: float | None,
+    block: str,
     texts: str,
     min_snr_db: float | None,
     codes_output: bool,
@@ -94,6 +111,8 @@ def export(
         options: dict[str, Any] = {
             "precision": precision,
             "calibration": replace(RANGES, texts=texts),
+            "block": int(block),
+            "max_drop": max_drop,
             "min_snr_db": min_snr_db,
             "codes_output": codes_output,
             "force": force,
@@ -105,6 +124,7 @@ def export(
             bundle, rates = export_bundle(loaded, target, folder, **options), {}
         size = bundle.size_bytes
     manifest = bundle.manifest
+    about = manifest.provenance["precision"]
     device = load_target(manifest.target)
     for name, rate in rates.items():
         say(f"{name}: {rate:.0f} texts a second on this machine")
@@ -118,6 +138,7 @@ def export(
                 "size_bytes": size,
                 "archive_bytes": output.stat().st_size if packed else None,
                 "snr_db": manifest.golden.measured_snr_db,
+                "drop": about.get("drop"),
             }
         )
     sizes = f"{size / 1e6:.1f} MB"
@@ -127,6 +148,17 @@ def export(
         f"{output}: {manifest.task}, {manifest.precision}, for {device.title}; "
         f"{sizes}, {manifest.golden.measured_snr_db:.1f} dB to the original model"
     )
+    if "drop" in about:
+        say(f"drop {about['drop']:.2g} ({about['measure']}), on held-out text")
+    if layers := about.get("layers"):
+        kept = [
+            name for g in layers if g["precision"] == "fp32" for name in g["layers"]
+        ]
+        count = sum(len(g["layers"]) for g in layers)
+        say(
+            f"in float: {len(kept)} of {count} matrix products"
+            + (f": {', '.join(kept)}" if kept else "")
+        )
     if device.engine is not None:
         say(
             "Its engine is built on the device, from build.json; "

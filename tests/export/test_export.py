@@ -288,7 +288,8 @@ def test_the_tolerance_is_recorded(tiny: Any, tmp_path: Path) -> None:
 
 def test_a_precision_that_the_target_lacks(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        TargetError, match="nvidia-gpu has the precisions fp32; int8 was asked for"
+        TargetError,
+        match="nvidia-gpu has the precisions fp32, fp16; int8 was asked for",
     ):
         export(
             load_model(str(tiny("embedding"))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgelm.bundle import Graph
 from edgelm.errors import ExportError
 from edgelm.export.graph import export_graph, random_inputs
 from edgelm.export.int8_static import (
     Feeds,
     choose_scaling,
-    quantise_weights,
+    observe,
     quantize_static,
 )
+from edgelm.export.rounding import quantise_weights
 from edgelm.metrics import snr_db
 from edgelm.models import load_model
 from edgelm.runtimes.openvino import OpenVinoSession
@@ -44,6 +46,10 @@ def graph(tiny: Any, tmp_path: Path) -> Path:
             layer.attention.output.dense.weight[:, 3] /= 40
     export_graph(loaded, tmp_path / "f.onnx", 20)
     return tmp_path / "f.onnx"
+
+
+def quantize(source: Path, path: Path, given: Iterable[Feeds]) -> Graph:
+    return quantize_static(source, path, observe(source, given))
 
 
 def outputs(path: Path, given: Feeds) -> np.ndarray:
@@ -122,7 +128,7 @@ def test_few_rows_and_dead_channels(rows: int) -> None:
 def test_all_weighted_products_are_int8_and_the_answer_stays(
     graph: Path, tmp_path: Path
 ) -> None:
-    described = quantize_static(graph, tmp_path / "q.onnx", feeds())
+    described = quantize(graph, tmp_path / "q.onnx", feeds())
     assert described.operators["QuantizeLinear"] == 8  # query, key and value share one
     proto = onnx.load(tmp_path / "q.onnx")
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -143,9 +149,9 @@ def test_without_moving_the_outlier_costs_quality(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fixture is what it says: the test above would fail for a plain quantiser."""
-    quantize_static(graph, tmp_path / "q.onnx", feeds())
+    quantize(graph, tmp_path / "q.onnx", feeds())
     monkeypatch.setattr("edgelm.export.int8_static.MIGRATIONS", (None,))
-    quantize_static(graph, tmp_path / "p.onnx", feeds())
+    quantize(graph, tmp_path / "p.onnx", feeds())
     given = random_inputs(NAMES, 4, 12, 60)
     due = outputs(graph, given)
     moved = snr_db(due, outputs(tmp_path / "q.onnx", given))
@@ -153,7 +159,7 @@ def test_without_moving_the_outlier_costs_quality(
 
 
 def test_runtimes_agree_on_the_graph(graph: Path, tmp_path: Path) -> None:
-    quantize_static(graph, tmp_path / "q.onnx", feeds())
+    quantize(graph, tmp_path / "q.onnx", feeds())
     session = OpenVinoSession(tmp_path / "q.onnx", threads=1, exact=True)
     for batch, length in ((1, 3), (4, 12)):
         given = random_inputs(NAMES, batch, length, 60)
@@ -179,7 +185,7 @@ def test_large_tables_are_int8_by_row(tmp_path: Path) -> None:
     )
     onnx.save(proto, tmp_path / "f.onnx")
     ids = {"input_ids": np.arange(20)[None]}
-    quantize_static(tmp_path / "f.onnx", tmp_path / "q.onnx", [ids])
+    quantize(tmp_path / "f.onnx", tmp_path / "q.onnx", [ids])
     found = outputs(tmp_path / "q.onnx", ids)[0]
     error = np.abs(found - table[:20]).max(1) / np.abs(table[:20]).max(1)
     assert error.max() < 1 / 127
@@ -194,4 +200,4 @@ def test_values_that_are_not_finite_are_refused(graph: Path, tmp_path: Path) -> 
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
     onnx.save(proto, graph)
     with pytest.raises(ExportError, match="not finite"):
-        quantize_static(graph, tmp_path / "q.onnx", feeds(3))
+        quantize(graph, tmp_path / "q.onnx", feeds(3))

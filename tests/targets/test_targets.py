@@ -96,6 +96,6 @@ def test_a_target_is_frozen() -> None:
 def test_rivals_are_targets_of_one_machine_and_no_target() -> None:
     for name, members in RIVALS.items():
         targets = [load_target(member) for member in members]
-        assert len({(t.precisions, t.opset, t.arch) for t in targets}) == 1
+        assert len({(t.default_precision, t.opset, t.arch) for t in targets}) == 1
         with pytest.raises(TargetError, match="Name one of them"):
             load_target(name)

@@ -1,0 +1,145 @@
+"""Changes of a graph, as every precision makes them."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.errors import ExportError, require
+from edgelm.export.rounding import quantise_weights
+
+if TYPE_CHECKING:
+    import onnx
+
+# A table of fewer rows gains nothing by being int8.
+LEAST_ROWS = 32
+
+
+class Editor:
+    """Changes a graph in place; `finish` puts it together.
+
+    Attributes:
+        proto: The graph.
+        constants: Every constant by name; what nothing reads any more is dropped.
+    """
+
+    def __init__(self, source: Path) -> None:
+        """Read a float32 graph.
+
+        Raises:
+            ExportError: A weight is not finite.
+        """
+        self.onnx = require("onnx", "export")
+        self.proto: onnx.ModelProto = self.onnx.load(source)
+        self.graph = self.proto.graph
+        self.constants: dict[str, NDArray[Any]] = {
+            t.name: self.onnx.numpy_helper.to_array(t) for t in self.graph.initializer
+        }
+        self._added: dict[str, list[Any]] = defaultdict(
+            list
+        )  # by the tensor they follow
+        self._replaced: dict[str, list[Any]] = {}  # by the node's first output
+        self._refuse_broken_weights()
+
+    def _refuse_broken_weights(self) -> None:
+        for node in self.graph.node:
+            if node.op_type not in ("MatMul", "Gemm", "Gather", "LayerNormalization"):
+                continue  # a mask may well hold an infinity
+            for name in node.input:
+                value = self.constants.get(name)
+                if value is None or value.dtype != np.float32:
+                    continue
+                broken = value.size - np.count_nonzero(np.isfinite(value))
+                if broken:
+                    raise ExportError(
+                        f"{broken} of {value.size} weights of {layer(node)} are not finite: "
+                        "the checkpoint is damaged. Make it again."
+                    )
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """Add a constant, and give its name back."""
+        self.constants[name] = value
+        return name
+
+    def node(self, kind: str, inputs: list[str], output: str, **settings: Any) -> Any:
+        """A node that is not in the graph yet."""
+        return self.onnx.helper.make_node(
+            kind, inputs, [output], name=f"{output}.{kind}", **settings
+        )
+
+    def follow(self, tensor: str, *nodes: Any) -> None:
+        """Put nodes behind a tensor; behind the constants for an empty name."""
+        self._added[tensor] += nodes
+
+    def replace(self, product: Any, *nodes: Any) -> None:
+        """Put nodes in a product's place; the first of them takes its name and its layer."""
+        nodes[0].name = product.name
+        nodes[0].metadata_props.extend(product.metadata_props)
+        self._replaced[product.output[0]] = list(nodes)
+
+    def quantise_tables(self) -> None:
+        """Embedding tables that the graph reads by row: int8, each row with a step of its own."""
+        for gather in tables(self.proto, self.constants):
+            name, out = gather.input[0], gather.output[0]
+            table = np.ascontiguousarray(self.constants[name].T)
+            levels, steps = quantise_weights(table)
+            gather.input[0] = self.constant(f"{name}.int8", levels.T.copy())
+            gather.output[0] = f"{out}.int8"
+            step = self.constant(f"{name}.step", steps[:, None])
+            self.follow(
+                f"{out}.int8",
+                self.node("Cast", [f"{out}.int8"], f"{out}.levels", to=1),
+                self.node("Gather", [step, gather.input[1]], f"{out}.step"),
+                self.node("Mul", [f"{out}.levels", f"{out}.step"], out),
+            )
+
+    def finish(self) -> onnx.ModelProto:
+        """Put the new nodes where what they read is there, and drop what nothing reads."""
+        nodes = self._added.pop("", [])
+        nodes += [n for i in self.graph.input for n in self._added.pop(i.name, [])]
+        for old in self.graph.node:
+            for node in self._replaced.get(old.output[0], [old]):
+                nodes.append(node)
+                for output in node.output:
+                    nodes += self._added.pop(output, [])
+        copies = [self.onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del self.graph.node[:]
+        self.graph.node.extend(copies)
+        used = {name for node in copies for name in node.input}
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(
+            self.onnx.numpy_helper.from_array(np.asarray(value), name)
+            for name, value in self.constants.items()
+            if name in used
+        )
+        # Given shapes, ONNX Runtime fuses sums and layer norms, and is slower by it on CPUs.
+        del self.graph.value_info[:]
+        return self.proto
+
+
+def tables(proto: onnx.ModelProto, constants: dict[str, NDArray[Any]]) -> list[Any]:
+    """The nodes that read rows of large float32 tables: embeddings."""
+    found = []
+    for node in proto.graph.node:
+        table = constants.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or table.ndim != 2 or table.dtype != np.float32:
+            continue
+        if len(table) >= LEAST_ROWS and not any(a.i for a in node.attribute):
+            found.append(node)
+    return found
+
+
+def layer(node: Any) -> str:
+    """The module that a node comes from, as the checkpoint calls it; else the node's name."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = ast.literal_eval(entry.value)
+            name = next((s for s in reversed(scopes[:-1]) if s), "")
+            if name:
+                return str(name).removeprefix("model.")
+    return str(node.name)
