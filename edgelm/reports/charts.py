@@ -170,3 +170,70 @@ def curves(
         f'aria-label="{escape(title)}. {escape(summary)}"><style>{_ALONE}</style>'
         f'<text class="title" x="0" y="16">{escape(title)}</text>{"".join(parts)}</svg>\n'
     )
+
+
+def scatter(
+    title: str,
+    x_name: str,
+    y_name: str,
+    points: Sequence[tuple[str, float, float, float]],
+    *,
+    front: Sequence[str],
+) -> str:
+    """Points with names, as an SVG file of its own; those of the front are joined.
+
+    Args:
+        title: What is shown.
+        x_name: What the first axis measures; less is better.
+        y_name: What the second measures; more is better.
+        points: Name, x, y, and what the area of the point stands for.
+        front: Names of the points that no other beats in both.
+
+    Returns:
+        The file's text, with a text alternative.
+    """
+    width, height, left, right, top, bottom = 720, 420, 56, 150, 44, 44
+    xs, ys = ([p[i] for p in points] for i in (1, 2))
+    largest = max(p[3] for p in points) or 1.0
+    low, high = min(ys), max(ys)
+    room = (high - low) * 0.1 or 1.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = left + (width - left - right) * x / (max(xs) or 1.0)
+        up = (y - low + room) / (high - low + 2 * room)
+        return across, height - bottom - (height - top - bottom) * up
+
+    parts = [
+        f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>',
+        f'<line class="axis" x1="{left}" x2="{left}" y1="{top}" y2="{height - bottom}"/>',
+        f'<text class="soft" x="{left}" y="{top - 8}">{escape(y_name)}</text>',
+        f'<text class="soft" x="{width - right}" y="{height - 8}" text-anchor="end">{escape(x_name)}</text>',
+        f'<text class="soft" x="{left}" y="{height - bottom + 16}" text-anchor="middle">0</text>',
+        f'<text class="soft" x="{width - right}" y="{height - bottom + 16}" text-anchor="middle">{number(max(xs))}</text>',
+        *(
+            f'<text class="soft" x="{left - 6}" y="{at(0, y)[1] + 4:.1f}" text-anchor="end">{y:.2f}</text>'
+            for y in (low, high)
+        ),
+    ]
+    best = sorted((p for p in points if p[0] in front), key=lambda p: p[1])
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(p[1], p[2]) for p in best))
+    parts.append(f'<polyline points="{line}" stroke="{_COLOURS[0]}"/>')
+    taken: list[tuple[float, float]] = []
+    for name, x, y, size in sorted(points, key=lambda p: p[2], reverse=True):
+        across, down = at(x, y)
+        label = down + 4
+        while any(abs(label - b) < 13 and abs(across - a) < 170 for a, b in taken):
+            label += 13
+        taken.append((across, label))
+        radius = 3 + 9 * (size / largest) ** 0.5
+        colour = _COLOURS[0] if name in front else _COLOURS[1]
+        parts.append(
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.55"/>'
+            f'<text x="{across + radius + 4:.1f}" y="{label:.1f}">{escape(name)}</text>'
+        )
+    summary = "; ".join(f"{n}: {number(x)}, {number(y)}" for n, x, y, _ in points)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(title)}. {escape(summary)}"><style>{_ALONE}</style>'
+        f'<text class="title" x="0" y="16">{escape(title)}</text>{"".join(parts)}</svg>\n'
+    )
