@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from edgelm.reports.charts import curves
+from edgelm.reports.charts import curves, scatter
 
 
 def test_curves_stand_alone_and_are_to_scale() -> None:
@@ -32,3 +32,27 @@ def test_curves_stand_alone_and_are_to_scale() -> None:
         r'stroke-dasharray="4 3" x1="\d+" x2="\d+" y1="([\d.]+)"', text
     )
     assert abs((bottom - float(level)) - 5 * (bottom - y0)) < 0.3
+
+
+def test_a_scatter_joins_its_front_and_keeps_the_order_of_its_points() -> None:
+    points = [
+        ("dense <fp32>", 6.0, 82.0, 90.0),
+        ("half", 3.0, 82.4, 20.0),
+        ("small", 2.0, 80.6, 15.0),
+    ]
+    root = ElementTree.fromstring(
+        scatter("Presets", "ms", "Spearman", points, front=["half", "small"])
+    )
+    space = "{http://www.w3.org/2000/svg}"
+    circles = {
+        (float(c.get("cx", "")), float(c.get("cy", "")), float(c.get("r", "")))
+        for c in root.iter(f"{space}circle")
+    }
+    by_x = sorted(circles)
+    assert [y for _, y, _ in by_x] != sorted(y for _, y, _ in by_x)
+    (small, half, dense) = by_x
+    assert half[1] < dense[1] < small[1]  # better is higher
+    assert small[2] < half[2] < dense[2]  # larger files, larger points
+    (line,) = root.iter(f"{space}polyline")
+    assert line.get("points") == f"{small[0]},{small[1]} {half[0]},{half[1]}"
+    assert "dense <fp32>" in {t.text for t in root.iter(f"{space}text")}
