@@ -175,8 +175,14 @@ def test_a_graph_decides_values_of_zero_as_numpy_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["cpu", "cpu-openvino"])
-def test_codes_of_the_built_in_model_in_int8(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "most"),
+    # OpenVINO may compute what is not int8 in less than float32, as the CPU likes it.
+    [("cpu", 1e-3), ("cpu-openvino", 1e-2)],
+)
+def test_codes_of_the_built_in_model_in_int8(
+    tmp_path: Path, target: str, most: float
+) -> None:
     done("compress", "minilm", "-o", tmp_path / "ck", "--codes", 256)
     done(
         "export", tmp_path / "ck", "--target", target, "-o", tmp_path / "b",
@@ -188,7 +194,7 @@ def test_codes_of_the_built_in_model_in_int8(tmp_path: Path, target: str) -> Non
     found = embedder.engine.session.run(embedder.engine._collate(encodings))
     assert embedder.coder is not None
     due = np.unpackbits(embedder.coder.encode(found["sentence_embedding"]), axis=1)
-    assert (due != np.unpackbits(found["codes"], axis=1)).mean() < 1e-3
+    assert (due != np.unpackbits(found["codes"], axis=1)).mean() < most
 
 
 def test_codes_are_not_passed_on_to_another_model(coded: Path, tmp_path: Path) -> None:
