@@ -10,11 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
 from edgelm import schema
 from edgelm.errors import BundleError
 
@@ -23,7 +18,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
 CODES = "codes.safetensors"
-GOLDEN_TEXTS, GOLDEN_ARRAYS = "golden.jsonl", "golden.safetensors"
 
 MANIFEST_LIMIT = 4 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -201,23 +195,6 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class GoldenExample:
-    """A text and what the original model gave for it.
-
-    Attributes:
-        text: The text.
-        pair: The second text, where the task scores pairs.
-        input_ids: int64 ``[sequence]``, without padding.
-        output: float32; the shape of the graph's output without the batch.
-    """
-
-    text: str
-    pair: str | None
-    input_ids: NDArray[np.int64]
-    output: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
 class Bundle:
     """A bundle whose files have been checked against its manifest.
 
@@ -304,47 +281,6 @@ def seal(folder: Path, manifest: Manifest) -> Bundle:
     data["digest"] = hashlib.sha256(_canonical(data)).hexdigest()
     (folder / MANIFEST).write_bytes(_canonical(data))
     return Bundle(folder, manifest)
-
-
-def save_golden(folder: Path, examples: list[GoldenExample]) -> None:
-    """Write golden examples into a bundle's folder."""
-    with (folder / GOLDEN_TEXTS).open("w", encoding="utf-8", newline="\n") as lines:
-        for example in examples:
-            line = {"text": example.text}
-            if example.pair is not None:
-                line["pair"] = example.pair
-            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-    arrays: dict[str, NDArray[Any]] = {}
-    for i, example in enumerate(examples):
-        arrays[f"{i}.input_ids"] = example.input_ids
-        arrays[f"{i}.output"] = example.output
-    save_file(arrays, folder / GOLDEN_ARRAYS)
-
-
-def load_golden(bundle: Bundle) -> list[GoldenExample]:
-    """Read the golden examples of a bundle.
-
-    Raises:
-        BundleError: The two golden files do not fit each other.
-    """
-    golden = bundle.manifest.golden
-    text = bundle.file(golden.texts).read_text(encoding="utf-8")
-    try:
-        arrays = load_file(bundle.file(golden.arrays))
-        lines = [json.loads(line) for line in text.split("\n") if line]
-        return [
-            GoldenExample(
-                line["text"],
-                line.get("pair"),
-                arrays[f"{i}.input_ids"],
-                arrays[f"{i}.output"],
-            )
-            for i, line in enumerate(lines)
-        ]
-    except (KeyError, json.JSONDecodeError, SafetensorError) as error:
-        raise BundleError(
-            f"The golden examples of {bundle.path} cannot be read: {error}."
-        ) from error
 
 
 def file_digest(path: Path) -> str:

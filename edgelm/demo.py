@@ -11,13 +11,14 @@ import numpy as np
 
 import edgelm
 from edgelm import samples
-from edgelm.bundle import load_golden, open_bundle
+from edgelm.bundle import open_bundle
 from edgelm.calibration import Calibration
 from edgelm.compress import Sparsify
 from edgelm.evaluate import accuracy
 from edgelm.evaluate.contender import open_any
 from edgelm.evaluate.latency import Workload, benchmark
 from edgelm.export import export
+from edgelm.golden import load_golden
 from edgelm.models import load_model
 from edgelm.pipeline import compress_model
 from edgelm.recipe import Recipe

@@ -20,15 +20,12 @@ from edgelm import samples
 from edgelm.atomic import new_folder
 from edgelm.bundle import (
     CODES,
-    GOLDEN_ARRAYS,
-    GOLDEN_TEXTS,
     GRAPH,
     MANIFEST,
     TOKENIZER,
     Bundle,
     CodesInfo,
     EmbeddingInfo,
-    GoldenExample,
     GoldenInfo,
     Graph,
     Manifest,
@@ -36,7 +33,6 @@ from edgelm.bundle import (
     NerInfo,
     ScoringInfo,
     TokenizerInfo,
-    save_golden,
     seal,
 )
 from edgelm.calibration import Calibration
@@ -50,6 +46,7 @@ from edgelm.export.precision import (
     check_precision,
     write_graph,
 )
+from edgelm.golden import GOLDEN_ARRAYS, GOLDEN_TEXTS, GoldenExample, save_golden
 from edgelm.models import LoadedModel
 from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.engine import open_engine

@@ -12,10 +12,11 @@ from statistics import median
 from typing import Any
 
 from edgelm.atomic import new_folder
-from edgelm.bundle import GRAPH, MANIFEST, Bundle, load_golden, seal
+from edgelm.bundle import GRAPH, MANIFEST, Bundle, seal
 from edgelm.errors import MissingExtraError
 from edgelm.export.exporter import export
 from edgelm.export.graph import export_graph
+from edgelm.golden import load_golden
 from edgelm.models import LoadedModel
 from edgelm.runtimes.engine import Engine, cores, open_engine
 from edgelm.targets import load_target

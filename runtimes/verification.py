@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import GoldenExample
 from edgelm.errors import GateError
+from edgelm.golden import GoldenExample
 from edgelm.metrics import snr_db
 from edgelm.runtimes.engine import Engine
 

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgelm
-from edgelm.bundle import FORMAT_VERSION, MANIFEST, _canonical, load_golden, open_bundle
+from edgelm.bundle import FORMAT_VERSION, MANIFEST, _canonical, open_bundle
 from edgelm.errors import BundleError, EdgelmError
+from edgelm.golden import load_golden
 
 
 def rewrite(bundle: Path, change: Any) -> None:

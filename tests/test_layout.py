@@ -102,6 +102,7 @@ def test_imports_point_one_way(path: Path) -> None:
             "edgelm.targets",
             "edgelm.atomic",
             "edgelm.bundle",
+            "edgelm.golden",
             "edgelm.metrics",
             *base,
         )

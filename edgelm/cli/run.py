@@ -129,7 +129,8 @@ def verify(
     \b
     edgelm verify bundle
     """
-    from edgelm.bundle import load_golden, open_bundle
+    from edgelm.bundle import open_bundle
+    from edgelm.golden import load_golden
     from edgelm.runtimes.engine import open_engine
     from edgelm.runtimes.verification import verify as replay
 

@@ -193,7 +193,7 @@ def scatter(
         The file's text, with a text alternative.
     """
     width, height, left, right, top, bottom = 720, 420, 56, 150, 44, 44
-    xs, ys = ([p[i] for p in points] for i in (1, 2))
+    xs, ys = [p[1] for p in points], [p[2] for p in points]
     largest = max(p[3] for p in points) or 1.0
     low, high = min(ys), max(ys)
     room = (high - low) * 0.1 or 1.0
@@ -203,13 +203,14 @@ def scatter(
         up = (y - low + room) / (high - low + 2 * room)
         return across, height - bottom - (height - top - bottom) * up
 
+    edge = width - right
     parts = [
-        f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>',
+        f'<line class="axis" x1="{left}" x2="{edge}" y1="{height - bottom}" y2="{height - bottom}"/>',
         f'<line class="axis" x1="{left}" x2="{left}" y1="{top}" y2="{height - bottom}"/>',
         f'<text class="soft" x="{left}" y="{top - 8}">{escape(y_name)}</text>',
-        f'<text class="soft" x="{width - right}" y="{height - 8}" text-anchor="end">{escape(x_name)}</text>',
+        f'<text class="soft" x="{edge}" y="{height - 8}" text-anchor="end">{escape(x_name)}</text>',
         f'<text class="soft" x="{left}" y="{height - bottom + 16}" text-anchor="middle">0</text>',
-        f'<text class="soft" x="{width - right}" y="{height - bottom + 16}" text-anchor="middle">{number(max(xs))}</text>',
+        f'<text class="soft" x="{edge}" y="{height - bottom + 16}" text-anchor="middle">{number(max(xs))}</text>',
         *(
             f'<text class="soft" x="{left - 6}" y="{at(0, y)[1] + 4:.1f}" text-anchor="end">{y:.2f}</text>'
             for y in (low, high)

@@ -24,7 +24,7 @@ from transformers import (
     RobertaModel,
 )
 
-from edgelm.bundle import EmbeddingInfo, load_golden, open_bundle
+from edgelm.bundle import EmbeddingInfo, open_bundle
 from edgelm.embeddings import pool
 from edgelm.errors import ExportError, GateError, OutputExistsError, TargetError
 from edgelm.export import export
@@ -32,6 +32,7 @@ from edgelm.export import graph as graphs
 from edgelm.export.graph import export_graph, random_inputs
 from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.modules import wrap
+from edgelm.golden import load_golden
 from edgelm.metrics import snr_db
 from edgelm.models import load_model
 from tests.conftest import TINY, export_bundle, save_tiny, tiny_config

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgelm
-from edgelm.bundle import load_golden, open_bundle
+from edgelm.bundle import open_bundle
 from edgelm.errors import GateError, InputError, SessionError
+from edgelm.golden import load_golden
 from edgelm.runtimes.engine import batches, open_engine
 from edgelm.runtimes.session import OnnxSession
 from edgelm.runtimes.verification import measure_snr, verify

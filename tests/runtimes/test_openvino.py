@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm.bundle import load_golden, open_bundle
+from edgelm.bundle import open_bundle
 from edgelm.errors import InputError, SessionError
+from edgelm.golden import load_golden
 from edgelm.metrics import snr_db
 from edgelm.runtimes import Embedder
 from edgelm.runtimes.engine import open_engine
