@@ -121,7 +121,7 @@ def write_graph(
         plan = _plan(judge, quantise, source, path.parent, max_drop) if search else None
         graph = quantise(path, plan.keep if plan else ())
         if plan:
-            about["predicted"] = plan.predicted
+            about |= {"predicted": plan.predicted, "tables": plan.least}
             about["layers"] = [asdict(choice) for choice in plan.choices]
     found = judge.drop(path)
     about |= {"measure": measure_name(judge.info), "drop": found, "max_drop": max_drop}
