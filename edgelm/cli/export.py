@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
+from edgelm.cli.console import OUTPUT, TASKS, console, emit, say, show_table
+
+if TYPE_CHECKING:
+    from edgelm.export.explain import Explanation
 
 
 @click.command()
@@ -54,6 +57,12 @@ from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
     type=float,
     help="Least agreement with the original model, dB; the manifest records it.",
 )
+@click.option(
+    "--explain",
+    "explained",
+    is_flag=True,
+    help="Show the graph's operators, what the runtime fuses of them, and the precision of each product.",
+)
 @click.option("--task", type=TASKS, help="What the model is for; else inferred.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option(
@@ -68,6 +77,7 @@ def export(
     block: str,
     texts: str,
     min_snr_db: float | None,
+    explained: bool,
     task: Any,
     force: bool,
     as_json: bool,
@@ -79,7 +89,7 @@ def export(
     """
     from edgelm.atomic import check_free
     from edgelm.bundle import MANIFEST
-    from edgelm.export import RANGES, export_fastest
+    from edgelm.export import RANGES, explain, export_fastest
     from edgelm.export import export as export_bundle
     from edgelm.models import load_model
     from edgelm.targets import FAMILIES, RIVALS, load_target
@@ -111,7 +121,9 @@ def export(
     device = load_target(manifest.target)
     for name, rate in rates.items():
         say(f"{name}: {rate:.0f} texts a second on this machine")
+    explanation = explain(bundle) if explained else None
     if as_json:
+        shown = {} if explanation is None else {"explain": _plain(explanation)}
         emit(
             {
                 "bundle": str(output),
@@ -121,8 +133,11 @@ def export(
                 "size_bytes": bundle.size_bytes,
                 "snr_db": manifest.golden.measured_snr_db,
                 "drop": about.get("drop"),
+                **shown,
             }
         )
+    if explanation is not None:
+        _show(explanation)
     say(
         f"{output}: {manifest.task}, {manifest.precision}, for {device.title}; "
         f"{bundle.size_bytes / 1e6:.1f} MB, {manifest.golden.measured_snr_db:.1f} dB to the original model"
@@ -143,6 +158,36 @@ def export(
             "Its engine is built on the device, from build.json; "
             "the ONNX graph also runs with --provider CPUExecutionProvider."
         )
+
+
+def _plain(explanation: Explanation) -> dict[str, Any]:
+    return {**asdict(explanation), "fused": explanation.fused}
+
+
+def _show(explanation: Explanation) -> None:
+    operators, optimised = explanation.operators, explanation.optimised
+    names = sorted({*operators, *optimised}, key=lambda n: (n in operators, n))
+    show_table(
+        "Operators",
+        ("operator", "graph", f"after {explanation.optimiser or 'optimisation'}"),
+        [
+            (name, operators.get(name, ""), optimised.get(name, ""))
+            if explanation.optimiser
+            else (name, operators[name], "on the device")
+            for name in names
+        ],
+    )
+    if explanation.optimiser:
+        made = ", ".join(f"{n} {kind}" for kind, n in explanation.fused.items())
+        say(f"{explanation.optimiser} made of them: {made or 'nothing new'}")
+    show_table(
+        "Weights",
+        ("layer", "kind", "weights", "precision", "why"),
+        [
+            (w.layer, w.kind, w.weights, w.precision, explanation.reason(w))
+            for w in explanation.weights
+        ],
+    )
 
 
 COMMANDS = {"export": export}

@@ -26,7 +26,7 @@ def unpacked(
     packed: np.ndarray, steps: np.ndarray, bits: int, block: int, inputs: int
 ) -> np.ndarray:
     """The definition, a weight at a time."""
-    outputs, blocks, _ = packed.shape
+    outputs = len(packed)
     weights = np.zeros((inputs, outputs), np.float32)
     for column in range(outputs):
         for row in range(inputs):
