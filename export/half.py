@@ -30,23 +30,8 @@ _LIMIT = LARGEST / 2
 # More than this share of a weight lost to rounding: it lies among float16's subnormal numbers.
 _LOST = 0.01
 # These are float16 where all that they read is.
-_FOLLOW = frozenset(
-    [
-        "Add",
-        "Mul",
-        "Gelu",
-        "Relu",
-        "Reshape",
-        "Transpose",
-        "Split",
-        "Slice",
-        "Squeeze",
-        "Unsqueeze",
-        "Expand",
-        "Identity",
-        "Concat",
-    ]
-)
+_FOLLOW = {"Add", "Mul", "Gelu", "Relu", "Reshape", "Transpose", "Split", "Slice"}
+_FOLLOW |= {"Squeeze", "Unsqueeze", "Expand", "Identity", "Concat"}
 
 
 def write_half(

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 
 from edgelm.bundle import GRAPH, EmbeddingInfo, Graph, NerInfo, ScoringInfo
 from edgelm.calibration import Calibration, load_texts, split
-from edgelm.errors import GateError, TargetError
+from edgelm.errors import GateError, TargetError, require
 from edgelm.export.graph import read_graph
 from edgelm.export.half import write_half
 from edgelm.export.int8_dynamic import quantize_dynamic
@@ -121,7 +120,7 @@ def write_graph(
         plan = _plan(judge, quantise, source, path.parent, max_drop) if search else None
         graph = quantise(path, plan.keep if plan else ())
         if plan:
-            about["predicted"] = plan.predicted
+            about |= {"predicted": plan.predicted, "tables": plan.least}
             about["layers"] = [asdict(choice) for choice in plan.choices]
     found = judge.drop(path)
     about |= {"measure": measure_name(judge.info), "drop": found, "max_drop": max_drop}
@@ -210,5 +209,6 @@ def _plan(
             quantise(Path(work) / GRAPH, keep)
             return judge.drop(Path(work) / GRAPH)
 
+    onnx = require("onnx", "export")
     found = groups(onnx.load(source, load_external_data=False))
     return choose(found, measure, max_drop)

@@ -91,5 +91,6 @@ def pack(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """
     if bits == 8:
         return levels
-    packed: NDArray[np.uint8] = levels[..., ::2] | (levels[..., 1::2] << 4)
-    return packed
+    return np.bitwise_or(levels[..., ::2], np.left_shift(levels[..., 1::2], 4)).astype(
+        np.uint8
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
+from edgelm.cli.console import OUTPUT, TASKS, console, emit, say, show_table
+
+if TYPE_CHECKING:
+    from edgelm.export.explain import Explanation
 
 
 @click.command()
@@ -63,6 +66,12 @@ from edgelm.cli.console import OUTPUT, TASKS, console, emit, say
     is_flag=True,
     help="Let the graph give packed binary codes too, beside the embeddings.",
 )
+@click.option(
+    "--explain",
+    "explained",
+    is_flag=True,
+    help="Show the graph's operators, what the runtime fuses of them, and the precision of each product.",
+)
 @click.option("--task", type=TASKS, help="What the model is for; else inferred.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option(
@@ -78,6 +87,7 @@ def export(
     texts: str,
     min_snr_db: float | None,
     codes_output: bool,
+    explained: bool,
     task: Any,
     force: bool,
     as_json: bool,
@@ -90,7 +100,7 @@ def export(
     from edgelm.archive import SUFFIX, new_bundle
     from edgelm.atomic import check_free
     from edgelm.bundle import MANIFEST
-    from edgelm.export import RANGES, export_fastest
+    from edgelm.export import RANGES, explain, export_fastest
     from edgelm.export import export as export_bundle
     from edgelm.models import load_model
     from edgelm.targets import FAMILIES, RIVALS, load_target
@@ -123,12 +133,14 @@ def export(
         else:
             bundle, rates = export_bundle(loaded, target, folder, **options), {}
         size = bundle.size_bytes
+        explanation = explain(bundle) if explained else None
     manifest = bundle.manifest
     about = manifest.provenance["precision"]
     device = load_target(manifest.target)
     for name, rate in rates.items():
         say(f"{name}: {rate:.0f} texts a second on this machine")
     if as_json:
+        shown = {} if explanation is None else {"explain": _plain(explanation)}
         emit(
             {
                 "bundle": str(output),
@@ -139,11 +151,14 @@ def export(
                 "archive_bytes": output.stat().st_size if packed else None,
                 "snr_db": manifest.golden.measured_snr_db,
                 "drop": about.get("drop"),
+                **shown,
             }
         )
     sizes = f"{size / 1e6:.1f} MB"
     if packed:
         sizes = f"{output.stat().st_size / 1e6:.1f} MB packed, {sizes} unpacked"
+    if explanation is not None:
+        _show(explanation)
     say(
         f"{output}: {manifest.task}, {manifest.precision}, for {device.title}; "
         f"{sizes}, {manifest.golden.measured_snr_db:.1f} dB to the original model"
@@ -164,6 +179,36 @@ def export(
             "Its engine is built on the device, from build.json; "
             "the ONNX graph also runs with --provider CPUExecutionProvider."
         )
+
+
+def _plain(explanation: Explanation) -> dict[str, Any]:
+    return {**asdict(explanation), "fused": explanation.fused}
+
+
+def _show(explanation: Explanation) -> None:
+    operators, optimised = explanation.operators, explanation.optimised
+    names = sorted({*operators, *optimised}, key=lambda n: (n in operators, n))
+    show_table(
+        "Operators",
+        ("operator", "graph", f"after {explanation.optimiser or 'optimisation'}"),
+        [
+            (name, operators.get(name, ""), optimised.get(name, ""))
+            if explanation.optimiser
+            else (name, operators[name], "on the device")
+            for name in names
+        ],
+    )
+    if explanation.optimiser:
+        made = ", ".join(f"{n} {kind}" for kind, n in explanation.fused.items())
+        say(f"{explanation.optimiser} made of them: {made or 'nothing new'}")
+    show_table(
+        "Weights",
+        ("layer", "kind", "weights", "precision", "why"),
+        [
+            (w.layer, w.kind, w.weights, w.precision, explanation.reason(w))
+            for w in explanation.weights
+        ],
+    )
 
 
 COMMANDS = {"export": export}
