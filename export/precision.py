@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgelm import schema
 from edgelm.bundle import GRAPH, EmbeddingInfo, Graph, NerInfo, ScoringInfo
 from edgelm.calibration import Calibration, load_texts, split
 from edgelm.errors import GateError, TargetError, require
@@ -121,7 +122,7 @@ def write_graph(
         graph = quantise(path, plan.keep if plan else ())
         if plan:
             about |= {"predicted": plan.predicted, "tables": plan.least}
-            about["layers"] = [asdict(choice) for choice in plan.choices]
+            about["layers"] = schema.plain(plan.choices)
     found = judge.drop(path)
     about |= {"measure": measure_name(judge.info), "drop": found, "max_drop": max_drop}
     if max_drop is not None and not found <= max_drop:

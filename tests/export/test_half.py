@@ -96,16 +96,21 @@ def test_heads_stay_float32(tiny: Any, tmp_path: Path, kind: str) -> None:
     }
 
 
-def changed(source: Path, path: Path, edits: dict[str, Callable[[Any], Any]]) -> Path:
-    """A graph with other constants: by their names, or by the layer of the product that reads them."""
+def changed(
+    source: Path, path: Path, edits: dict[tuple[str, str], Callable[[Any], Any]]
+) -> Path:
+    """A graph with other constants, by operator and layer; equal ones are one constant there."""
     proto = onnx.load(source)
-    names = {layer(n): n.input[1] for n in proto.graph.node if n.op_type == "MatMul"}
-    for key, edit in edits.items():
-        for tensor in proto.graph.initializer:
-            if tensor.name == names.get(key, key):
-                value = edit(onnx.numpy_helper.to_array(tensor).copy())
-                new = onnx.numpy_helper.from_array(value.astype("f4"), tensor.name)
-                tensor.CopyFrom(new)
+    numpy = onnx.numpy_helper
+    constants = {t.name: numpy.to_array(t) for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        edit = edits.get((node.op_type, layer(node)))
+        if edit is None:
+            continue
+        (place,) = [i for i, n in enumerate(node.input[:2]) if n in constants]
+        value = edit(constants[node.input[place]].copy()).astype("f4")
+        node.input[place] = f"{node.name}.changed"
+        proto.graph.initializer.append(numpy.from_array(value, node.input[place]))
     onnx.save(proto, path)
     return path
 
@@ -123,8 +128,8 @@ def overflowing(bundles: Callable[..., Path], tmp_path: Path) -> Path:
         return weight
 
     edits = {
-        "model.encoder.layer.1.intermediate.dense.bias": far,
-        "encoder.layer.1.output.dense": little,
+        ("Add", "encoder.layer.1.intermediate.dense"): far,
+        ("MatMul", "encoder.layer.1.output.dense"): little,
     }
     source = bundles("embedding") / "model.onnx"
     return changed(source, tmp_path / "f.onnx", edits)
@@ -155,7 +160,8 @@ def test_weights_that_vanish_in_float16_stay_float32(
 ) -> None:
     name = "encoder.layer.0.intermediate.dense"
     source = bundles("embedding") / "model.onnx"
-    changed(source, tmp_path / "f.onnx", {name: lambda weight: weight * 1e-6})
+    edits = {("MatMul", name): lambda weight: weight * 1e-6}
+    changed(source, tmp_path / "f.onnx", edits)
     _, kept = write_half(tmp_path / "f.onnx", tmp_path / "h.onnx", texts(NAMES))
     assert kept == {f"{name} (MatMul)": "weights too small for float16"}
 
@@ -164,7 +170,7 @@ def test_a_model_that_overflows_in_float32_is_refused(
     bundles: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = bundles("embedding") / "model.onnx"
-    name = "model.encoder.layer.0.output.LayerNorm.weight"
+    name = ("LayerNormalization", "encoder.layer.0.output.LayerNorm")
     changed(source, tmp_path / "f.onnx", {name: lambda weight: weight * 3e38})
     with pytest.raises(ExportError, match="overflows in float32"):
         write_half(tmp_path / "f.onnx", tmp_path / "h.onnx", texts(NAMES))
