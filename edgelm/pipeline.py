@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,21 @@ from typing import Any
 import edgelm
 from edgelm import recipe as recipes
 from edgelm.atomic import check_free
-from edgelm.bundle import NerInfo, ScoringInfo
+from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.calibration import (
     Batch,
     Calibration,
     as_pairs,
     load_texts,
     make_batches,
+    read_texts,
     split,
     text_digest,
 )
 from edgelm.checkpoint import REPORT, save_checkpoint
 from edgelm.compress import Blocks, compress, distributed
 from edgelm.compress.blocks import journal_folder, kept_if_of_use
+from edgelm.compress.vocabulary import AUTO, Vocabulary, trim_vocabulary
 from edgelm.compress.weighting import by_entity
 from edgelm.errors import CompressionError
 from edgelm.models import LoadedModel, load_model
@@ -37,12 +39,14 @@ class CompressionReport:
 
     Attributes:
         layers: A row for each layer of each step.
+        vocabulary: Tokens that stayed and of how many, where the vocabulary was trimmed.
         cost: ``texts`` and ``tokens`` calibrated on; ``seconds`` of wall-clock time, loading
             included; ``peak_mib``, the process's largest resident size.
     """
 
     layers: list[dict[str, Any]]
     cost: dict[str, float]
+    vocabulary: tuple[int, int] | None = None
 
 
 def calibration_batches(
@@ -91,6 +95,22 @@ def calibration_sets(
     return by_entity(blocks, fit, outside), by_entity(blocks, held_out, outside)
 
 
+def _trim(
+    loaded: LoadedModel, config: Vocabulary, calibrated: Sequence[str]
+) -> LoadedModel:
+    """Trim the vocabulary by a file or by the calibration texts; prompts are text, too."""
+    info = loaded.info
+    prompts = list(info.prompts.values()) if isinstance(info, EmbeddingInfo) else []
+
+    def texts() -> Iterator[str]:
+        yield from prompts
+        yield from (
+            calibrated if config.texts == AUTO else read_texts(Path(config.texts))
+        )
+
+    return trim_vocabulary(loaded, config, texts, text_digest(texts()))
+
+
 def compress_model(
     reference: str,
     recipe: recipes.Recipe,
@@ -133,7 +153,11 @@ def compress_model(
         )
     texts = load_texts(recipe.calibration)
     digest = text_digest(texts)
-    loaded = load_model(reference, task, stream=True)
+    # What changes the model's tables needs all of it in memory.
+    loaded = load_model(reference, task, stream=recipe.vocabulary is None)
+    if recipe.vocabulary is not None:
+        progress("vocabulary", 0, 1)
+        loaded = _trim(loaded, recipe.vocabulary, texts)
     plain = recipes.to_plain(recipe)
     journal = journal_folder(
         output,
@@ -177,4 +201,7 @@ def compress_model(
                 weights=blocks.stored(last) if loaded.weights is not None else None,
                 force=force,
             )
-    return CompressionReport(layers, cost)
+    if recipe.vocabulary is None:
+        return CompressionReport(layers, cost)
+    trimmed = loaded.steps[-1]
+    return CompressionReport(layers, cost, (trimmed["kept"], trimmed["of"]))

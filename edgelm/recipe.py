@@ -24,6 +24,7 @@ from typing import Any
 from edgelm import schema
 from edgelm.calibration import Calibration
 from edgelm.compress import METHODS, describe
+from edgelm.compress.vocabulary import Vocabulary
 from edgelm.errors import ConfigError, InputError
 
 VERSION = 1
@@ -40,10 +41,12 @@ class Recipe:
     Attributes:
         calibration: Which text the statistics are taken from.
         steps: Configs of methods, run in order.
+        vocabulary: Which tokens stay, before all steps; None: all.
     """
 
     calibration: Calibration = field(default_factory=Calibration)
     steps: tuple[Any, ...] = ()
+    vocabulary: Vocabulary | None = None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -70,7 +73,7 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     Raises:
         ConfigError: It is not a valid recipe; the message names the place.
     """
-    known = ("version", "calibration", "steps")
+    known = ("version", "calibration", "vocabulary", "steps")
     for key in data:
         if key not in known:
             raise ConfigError(
@@ -83,22 +86,30 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     calibration = schema.build(
         Calibration, data.get("calibration", {}), f"{where}, calibration", ConfigError
     )
+    vocabulary = None
+    if "vocabulary" in data:
+        vocabulary = schema.build(
+            Vocabulary, data["vocabulary"], f"{where}, vocabulary", ConfigError
+        )
     steps = data.get("steps", [])
-    if not isinstance(steps, list) or not steps:
+    if not isinstance(steps, list) or not (steps or vocabulary):
         raise ConfigError(
             f'{where} has no steps. Add one, for example: [[steps]] with method = "sparsify".'
         )
     return Recipe(
         calibration,
         tuple(_step(s, f"{where}, step {i}") for i, s in enumerate(steps, 1)),
+        vocabulary,
     )
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The reverse of `parse_recipe`."""
+    vocabulary = recipe.vocabulary
     return {
         "version": VERSION,
         "calibration": schema.plain(recipe.calibration),
+        **({"vocabulary": schema.plain(vocabulary)} if vocabulary else {}),
         "steps": [dict(describe(step)) for step in recipe.steps],
     }
 
@@ -108,6 +119,8 @@ def to_toml(recipe: Recipe) -> str:
     data = to_plain(recipe)
     lines = [f"version = {VERSION}", "", "[calibration]"]
     lines += _toml_table(data["calibration"], "calibration")
+    if "vocabulary" in data:
+        lines += ["", "[vocabulary]", *_toml_table(data["vocabulary"], "vocabulary")]
     for step in data["steps"]:
         lines += ["", "[[steps]]", *_toml_table(step, "steps")]
     return "\n".join(lines) + "\n"

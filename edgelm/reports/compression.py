@@ -69,7 +69,9 @@ def sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def size_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the layers weigh; zeros alone make no file smaller."""
+    """What the layers weigh; zeros alone make no file smaller. Empty where there are none."""
+    if not rows:
+        return ""
     total = sizes(rows)
     dense, mask, packed = (total[way] / 1e6 for way in ("dense", "bitmask", "zstd"))
     return (
