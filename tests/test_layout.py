@@ -100,6 +100,7 @@ def test_imports_point_one_way(path: Path) -> None:
         within(
             "edgelm.runtimes",
             "edgelm.targets",
+            "edgelm.archive",
             "edgelm.bundle",
             "edgelm.metrics",
             *base,
