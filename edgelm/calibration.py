@@ -203,7 +203,7 @@ def split(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return [t for i, t in enumerate(texts) if i % 8], list(texts[::8])
 
 
-def text_digest(texts: Sequence[str]) -> str:
+def text_digest(texts: Iterable[str]) -> str:
     """SHA-256 (hex) over texts: which text a checkpoint was calibrated on."""
     digest = hashlib.sha256()
     for text in texts:

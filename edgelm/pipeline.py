@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from edgelm.calibration import (
     as_pairs,
     load_texts,
     make_batches,
+    read_texts,
     split,
     text_digest,
 )
 from edgelm.checkpoint import REPORT, save_checkpoint
 from edgelm.compress import Blocks, compress, distributed
 from edgelm.compress.blocks import journal_folder, kept_if_of_use
+from edgelm.compress.vocabulary import AUTO, Vocabulary, trim_vocabulary
 from edgelm.compress.weighting import by_entity
 from edgelm.errors import CompressionError
 from edgelm.models import LoadedModel, load_model
@@ -42,6 +44,7 @@ class CompressionReport:
 
     Attributes:
         layers: A row for each layer of each step.
+        vocabulary: Tokens that stayed and of how many, where the vocabulary was trimmed.
         cost: ``texts`` and ``tokens`` calibrated on; ``seconds`` of wall-clock time, loading
             included; ``peak_mib``, the process's largest resident size.
         codes: What `fit_codes` says of the codes; None where there are none.
@@ -50,6 +53,7 @@ class CompressionReport:
     layers: list[dict[str, Any]]
     cost: dict[str, float]
     codes: Mapping[str, Any] | None = None
+    vocabulary: tuple[int, int] | None = None
 
 
 def calibration_batches(
@@ -98,6 +102,22 @@ def calibration_sets(
     return by_entity(blocks, fit, outside), by_entity(blocks, held_out, outside)
 
 
+def _trim(
+    loaded: LoadedModel, config: Vocabulary, calibrated: Sequence[str]
+) -> LoadedModel:
+    """Trim the vocabulary by a file or by the calibration texts; prompts are text, too."""
+    info = loaded.info
+    prompts = list(info.prompts.values()) if isinstance(info, EmbeddingInfo) else []
+
+    def texts() -> Iterator[str]:
+        yield from prompts
+        yield from (
+            calibrated if config.texts == AUTO else read_texts(Path(config.texts))
+        )
+
+    return trim_vocabulary(loaded, config, texts, text_digest(texts()))
+
+
 def compress_model(
     reference: str,
     recipe: recipes.Recipe,
@@ -140,11 +160,16 @@ def compress_model(
         )
     texts = load_texts(recipe.calibration)
     digest = text_digest(texts)
-    loaded = load_model(reference, task, stream=bool(recipe.layer_steps))
+    # What changes the model's tables needs all of it in memory.
+    stream = recipe.vocabulary is None and bool(recipe.layer_steps)
+    loaded = load_model(reference, task, stream=stream)
     if recipe.codes is not None and loaded.task != "embedding":
         raise CompressionError(
             f"Codes are of embeddings, and {reference} is for the task {loaded.task}. Leave the codes out."
         )
+    if recipe.vocabulary is not None:
+        progress("vocabulary", 0, 1)
+        loaded = _trim(loaded, recipe.vocabulary, texts)
     plain = recipes.to_plain(recipe)
     journal = journal_folder(
         output,
@@ -200,7 +225,9 @@ def compress_model(
                 codes=None if recipe.codes is None else fit,
                 force=force,
             )
-    return CompressionReport(layers, cost, found or None)
+    trimmed = loaded.steps[-1] if recipe.vocabulary is not None else None
+    kept = None if trimmed is None else (trimmed["kept"], trimmed["of"])
+    return CompressionReport(layers, cost, found or None, kept)
 
 
 def fit_codes(

@@ -25,6 +25,7 @@ from edgelm import schema
 from edgelm.calibration import Calibration
 from edgelm.codes import BinaryCodes
 from edgelm.compress import METHODS
+from edgelm.compress.vocabulary import Vocabulary
 from edgelm.errors import ConfigError, InputError
 
 VERSION = 1
@@ -47,10 +48,12 @@ class Recipe:
     Attributes:
         calibration: Which text the statistics are taken from.
         steps: Configs of methods, run in order.
+        vocabulary: Which tokens stay, before all steps; None: all.
     """
 
     calibration: Calibration = field(default_factory=Calibration)
     steps: tuple[Any, ...] = ()
+    vocabulary: Vocabulary | None = None
 
     @property
     def layer_steps(self) -> tuple[Any, ...]:
@@ -88,7 +91,7 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     Raises:
         ConfigError: It is not a valid recipe; the message names the place.
     """
-    known = ("version", "calibration", "steps")
+    known = ("version", "calibration", "vocabulary", "steps")
     for key in data:
         if key not in known:
             raise ConfigError(
@@ -101,8 +104,13 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     calibration = schema.build(
         Calibration, data.get("calibration", {}), f"{where}, calibration", ConfigError
     )
+    vocabulary = None
+    if "vocabulary" in data:
+        vocabulary = schema.build(
+            Vocabulary, data["vocabulary"], f"{where}, vocabulary", ConfigError
+        )
     steps = data.get("steps", [])
-    if not isinstance(steps, list) or not steps:
+    if not isinstance(steps, list) or not (steps or vocabulary):
         raise ConfigError(
             f'{where} has no steps. Add one, for example: [[steps]] with method = "sparsify".'
         )
@@ -111,14 +119,16 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError(
             f"{where}: codes are fitted to the finished model; make them the last step, and only once."
         )
-    return Recipe(calibration, configs)
+    return Recipe(calibration, configs, vocabulary)
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The reverse of `parse_recipe`."""
+    vocabulary = recipe.vocabulary
     return {
         "version": VERSION,
         "calibration": schema.plain(recipe.calibration),
+        **({"vocabulary": schema.plain(vocabulary)} if vocabulary else {}),
         "steps": [_describe(step) for step in recipe.steps],
     }
 
@@ -128,6 +138,8 @@ def to_toml(recipe: Recipe) -> str:
     data = to_plain(recipe)
     lines = [f"version = {VERSION}", "", "[calibration]"]
     lines += _toml_table(data["calibration"], "calibration")
+    if "vocabulary" in data:
+        lines += ["", "[vocabulary]", *_toml_table(data["vocabulary"], "vocabulary")]
     for step in data["steps"]:
         lines += ["", "[[steps]]", *_toml_table(step, "steps")]
     return "\n".join(lines) + "\n"

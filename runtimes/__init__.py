@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from edgelm.bundle import Bundle, open_bundle
 from edgelm.runtimes.embedding import Embedder
@@ -15,6 +16,7 @@ from edgelm.runtimes.engine import Engine, open_engine
 from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.ner import Entity, EntityRecognizer
 from edgelm.runtimes.scoring import Scorer
+from edgelm.runtimes.workers import choose_workers
 
 __all__ = ["BinaryIndex", "Embedder", "Entity", "EntityRecognizer", "Scorer", "load"]
 
@@ -29,7 +31,7 @@ def load(
     bundle: str | Path | Bundle,
     *,
     threads: int | None = None,
-    workers: int = 1,
+    workers: int | Literal["auto"] = 1,
     provider: str | None = None,
 ) -> Embedder | EntityRecognizer | Scorer:
     """Open a bundle for its task.
@@ -38,7 +40,8 @@ def load(
         bundle: A bundle's folder, its ``.tar.zst``, or a bundle opened already.
         threads: Threads of one inference; the cores, shared among the workers, if not given.
         workers: Batches that run at once. One, with all cores, answers soonest;
-            as many as there are cores gives most texts a second.
+            as many as there are cores usually gives most texts a second; ``auto``
+            measures it once for this machine and bundle (`edgelm.runtimes.workers`).
         provider: Execution provider of ONNX Runtime, or ``OpenVINO``; the one of the
             bundle's target if not given.
 
@@ -52,6 +55,8 @@ def load(
         MissingExtraError: The runtime is not installed.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if workers == "auto":
+        workers = choose_workers(opened, threads=threads, provider=provider)
     return wrap(
         open_engine(opened, threads=threads, workers=workers, provider=provider)
     )

@@ -163,7 +163,7 @@ def open_engine(
         )
     # Alone, a runtime knows best: its own choice counts physical cores.
     each = max(1, cores() // workers) if threads is None and workers > 1 else threads
-    chosen = _provider(bundle, provider)
+    chosen = chosen_provider(bundle, provider)
     session: Session
     if chosen == PROVIDER:
         exact = manifest.precision == "fp32"
@@ -228,7 +228,8 @@ def check_texts(texts: object) -> None:
             )
 
 
-def _provider(bundle: Bundle, asked: str | None) -> str:
+def chosen_provider(bundle: Bundle, asked: str | None) -> str:
+    """What runs a bundle: what was asked for, else its target's."""
     if asked is not None:
         return asked
     target = load_target(bundle.manifest.target)

@@ -101,6 +101,7 @@ def test_imports_point_one_way(path: Path) -> None:
             "edgelm.runtimes",
             "edgelm.targets",
             "edgelm.atomic",
+            "edgelm.archive",
             "edgelm.bundle",
             "edgelm.golden",
             "edgelm.metrics",

@@ -99,6 +99,18 @@ from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_tabl
     help="With --codes: how they are made.  [default: autoencoder]",
 )
 @click.option(
+    "--vocab",
+    metavar="FILE",
+    help="Keep the tokens that this text uses, and what spells other text; "
+    "auto: the calibration text.",
+)
+@click.option(
+    "--vocab-size",
+    type=int,
+    metavar="N",
+    help="With --vocab: at most the N most frequent of the text's tokens.",
+)
+@click.option(
     "--skip",
     multiple=True,
     metavar="PART",
@@ -182,6 +194,8 @@ def compress(
     permute: bool,
     code_bits: int | None,
     codes_kind: str | None,
+    vocab: str | None,
+    vocab_size: int | None,
     skip: tuple[str, ...],
     texts: str,
     max_texts: int,
@@ -246,13 +260,15 @@ def compress(
         steps.append({"method": "codes", "bits": code_bits, **kind})
     elif codes_kind is not None:
         raise click.UsageError("--codes-kind goes with --codes BITS.")
-    if recipe_file is not None and steps:
+    if vocab_size is not None and vocab is None:
+        raise click.UsageError("--vocab-size goes with --vocab FILE or --vocab auto.")
+    if recipe_file is not None and (steps or vocab):
         raise click.UsageError("Give --recipe or what to do by flags, not both.")
     if recipe_file is None:
-        if not steps:
+        if not (steps or vocab):
             raise click.UsageError(
                 "Say what to do: --preset balanced, --ffn-keep 0.5, --sparsity 0.5, --sparsity 2:4, "
-                "--codes 256, or --recipe FILE."
+                "--codes 256, --vocab auto, or --recipe FILE."
             )
         calibration = {
             "texts": texts,
@@ -261,7 +277,10 @@ def compress(
             "weighting": weighting,
             "seed": seed,
         }
-        data = {"calibration": calibration, "steps": steps}
+        data: dict[str, Any] = {"calibration": calibration, "steps": steps}
+        if vocab is not None:
+            size = {} if vocab_size is None else {"size": vocab_size}
+            data["vocabulary"] = {"texts": vocab, **size}
         recipe = recipes.parse_recipe(data, "The command line")
     else:
         recipe = recipes.read_recipe(recipe_file)
@@ -309,7 +328,10 @@ def compress(
     say(
         f"{output}: {model} in {cost['seconds']:.0f} s, calibrated on {cost['texts']} texts ({cost['tokens']} tokens)"
     )
-    say(f"{size_sentence(report.layers)} All of it: {output / PAGE}")
+    if report.vocabulary is not None:
+        kept, of = report.vocabulary
+        say(f"{kept} of {of} tokens are left.")
+    say(f"{size_sentence(report.layers)} All of it: {output / PAGE}".strip())
 
 
 def _shrink_steps(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import click
 
@@ -26,12 +26,26 @@ THREADS = click.option(
     type=click.IntRange(1),
     help="Threads of one inference; else all cores.",
 )
+
+
+class _Workers(click.IntRange):
+    """A number, or the word auto."""
+
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 WORKERS = click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=_Workers(1),
     default=1,
     show_default=True,
-    help="Batches that run at once; as many as there are cores gives most texts a second.",
+    help="Batches that run at once; as many as there are cores usually gives most texts a second; "
+    "auto measures it once for this machine and bundle.",
 )
 # Texts that are read before the first is answered.
 _CHUNK = 256
@@ -73,7 +87,7 @@ def run(
     output: Any,
     provider: str | None,
     threads: int | None,
-    workers: int,
+    workers: int | Literal["auto"],
 ) -> None:
     """Run BUNDLE on TEXTS, a file or stdin; a JSON line each on stdout.
 

@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import edgelm
 from edgelm.bundle import is_bundle, open_bundle
 from edgelm.errors import EdgelmError, InputError
+from edgelm.runtimes.workers import cpu_name
 
 Progress = Callable[[str, int, int], None]
 
@@ -168,7 +168,7 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "system": platform.platform(),
@@ -297,13 +297,3 @@ def _ratio(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         (min(throughput), max(throughput)),
     )
     return dict(schema.plain(ratio))
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n"):
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
