@@ -146,13 +146,15 @@ def add_domains(
             set_parameters_(
                 block, {k: p.to(dense[k].dtype) for k, p in made[GENERAL].items()}
             )
-            layer = block.get_submodule(where.ffn_out)
-            stored = sizes(blocks.stored_weight(index, layer))
+            stored = [
+                sizes(blocks.stored_weight(index, block.get_submodule(n)))
+                for n in (*where.ffn_in, where.ffn_out)
+            ]
             row = {
                 **schema.plain(report),
                 "step": number,
                 "seconds": round(time.monotonic() - began, 3),
-                "bytes": stored,
+                "bytes": {way: sum(s[way] for s in stored) for way in stored[0]},
             }
             blocks.finish(number, index, [row])
         rows.append(row)
