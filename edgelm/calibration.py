@@ -67,12 +67,14 @@ class Batch:
         attention_mask: int64 ``[batch, sequence]``; 1 for a token, 0 for padding.
         token_type_ids: int64 ``[batch, sequence]``, where the model takes them.
         token_weights: float32 ``[batch, sequence]``, 0 for padding; None: all alike.
+        domain: Which domain's text it is; empty for none.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     token_type_ids: torch.Tensor | None = None
     token_weights: torch.Tensor | None = None
+    domain: str = ""
 
     @property
     def weights(self) -> torch.Tensor:

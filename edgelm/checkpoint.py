@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgelm
 from edgelm.atomic import new_folder
-from edgelm.models import SENTENCE_FILES, LoadedModel
+from edgelm.models import EXPERTS, SENTENCE_FILES, LoadedModel
 from edgelm.reports.compression import compression_page
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def save_checkpoint(
     report: Sequence[Mapping[str, Any]],
     cost: Mapping[str, float],
     weights: Tensors | None = None,
+    experts: Mapping[str, torch.Tensor] | None = None,
     codes: Callable[[Path], Mapping[str, Any]] | None = None,
     force: bool = False,
 ) -> None:
@@ -47,6 +48,7 @@ def save_checkpoint(
         report: What happened to each layer.
         cost: ``texts`` and ``tokens`` calibrated on, ``seconds``, ``peak_mib``.
         weights: The weights one by one, where the model does not hold them itself.
+        experts: What domains have instead of the model's own, by ``domain/parameter``.
         codes: Fits codes to the model in a folder, writes them there and says what they are.
         force: Replace a checkpoint that is there already.
 
@@ -71,6 +73,9 @@ def save_checkpoint(
         "cost": cost,
         "report": report,
     }
+    if experts:
+        names = dict.fromkeys(name.partition("/")[0] for name in experts)
+        about["domains"] = list(names)
     with new_folder(path, marker=REPORT, force=force) as folder:
         if weights is None:
             widths.make_loadable_(loaded.model, units)
@@ -81,6 +86,11 @@ def save_checkpoint(
             widths.describe_(loaded.model.config, units)
             loaded.model.config.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
+        if experts:
+            from safetensors.torch import save_file
+
+            stored = {name: x.contiguous() for name, x in experts.items()}
+            save_file(stored, folder / EXPERTS)
         for name in SENTENCE_FILES:
             if (loaded.folder / name).is_file() and loaded.task == "embedding":
                 (folder / name).parent.mkdir(exist_ok=True)

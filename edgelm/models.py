@@ -42,6 +42,8 @@ SENTENCE_FILES = (
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
 )
+# What domains have instead of a checkpoint's own weights; not a weight file of its own.
+EXPERTS = "domains.experts"
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
@@ -80,8 +82,18 @@ class LoadedModel:
         return str(self.model.config.model_type)
 
 
+_NO_DOMAINS = (
+    "{} has no experts by domain. "
+    "Make some: edgelm compress MODEL -o CKPT --ffn-keep 0.5 --calibration NAME=FILE."
+)
+
+
 def load_model(
-    reference: str, task: Task | None = None, *, stream: bool = False
+    reference: str,
+    task: Task | None = None,
+    *,
+    stream: bool = False,
+    domain: str | None = None,
 ) -> LoadedModel:
     """Load a model.
 
@@ -90,6 +102,8 @@ def load_model(
         task: Its task; inferred from its files if not given.
         stream: Leave the blocks empty, to be read one at a time, where the files of
             the model allow it; the result's ``weights`` tells.
+        domain: Of a checkpoint with experts by domain, whose; else the one for text of
+            no domain. The model is loaded whole.
 
     Raises:
         ModelError: There is no such model, it needs code or pickles from its
@@ -99,6 +113,8 @@ def load_model(
     """
     require("transformers", "compress")
     if reference in BUILT_IN:
+        if domain is not None:
+            raise ModelError(_NO_DOMAINS.format(reference))
         return _load_built_in(reference, task)
     folder = locate(reference)
     config = _read_config(folder, reference)
@@ -109,12 +125,17 @@ def load_model(
 
     known = config.model_type in layers.ARCHITECTURES
     units = checkpoint.get("widths", {})
-    few = streaming.shorten(config) if stream and known and not units else config
+    whole = not stream or units or domain is not None
+    few = streaming.shorten(config) if known and not whole else config
     model, tokenizer = _load_weights(folder, few, use, reference)
     if units:
         from edgelm import widths
 
         widths.trim_(model, units)
+    steps = tuple(checkpoint.get("steps", ()))
+    if domain is not None:
+        _use_domain_(model, folder, checkpoint.get("domains", ()), domain, reference)
+        steps = (*steps, {"method": "domain", "name": domain})
     weights = None
     if few is not config:
         weights = _stream(model, folder, config, use)
@@ -128,9 +149,37 @@ def load_model(
         model,
         tokenizer,
         source.get("source_digest") or _digest(_weight_files(folder)),
-        tuple(checkpoint.get("steps", ())),
+        steps,
     )
     return replace(loaded, weights=weights)
+
+
+def _use_domain_(
+    model: Any, folder: Path, known: Sequence[str], domain: str, reference: str
+) -> None:
+    """Put a domain's experts where the general ones are, in place."""
+    from safetensors.torch import load_file
+
+    from edgelm import widths
+    from edgelm.streaming import set_parameters_
+
+    if not known:
+        raise ModelError(_NO_DOMAINS.format(reference))
+    if domain not in known:
+        raise ModelError(
+            f"{reference} has no expert for the domain '{domain}'. It has: {', '.join(known)}."
+        )
+    where = layers.architecture(model.config.model_type)
+    stored = load_file(folder / EXPERTS)
+    for path, block in layers.blocks(model):
+        prefix = f"{domain}/{path}."
+        expert = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in stored.items()
+            if name.startswith(prefix)
+        }
+        weights = {name: p.detach() for name, p in block.named_parameters()}
+        set_parameters_(block, widths.with_expert(weights, expert, where))
 
 
 def _stream(model: Any, folder: Path, config: Any, task: Task) -> WeightFiles | None:

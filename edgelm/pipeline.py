@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,12 @@ def compress_model(
             "There is no CUDA device that torch can use here. Use --device cpu."
         )
     texts = load_texts(recipe.calibration)
-    digest = text_digest(texts)
+    by_domain = {} if recipe.domains is None else recipe.domains.texts
+    own = {
+        name: load_texts(replace(recipe.calibration, texts=file))
+        for name, file in by_domain.items()
+    }
+    digest = text_digest([*texts, *(t for found in own.values() for t in found)])
     # What changes the model's tables needs all of it in memory.
     stream = recipe.vocabulary is None and bool(recipe.layer_steps)
     loaded = load_model(reference, task, stream=stream)
@@ -192,12 +197,16 @@ def compress_model(
             spill=journal if spill else None,
         )
         batches, held_out = calibration_sets(loaded, blocks, texts, recipe.calibration)
+        for name, found_texts in own.items():
+            parts = calibration_sets(loaded, blocks, found_texts, recipe.calibration)
+            batches += [replace(b, domain=name) for b in parts[0]]
+            held_out += [replace(b, domain=name) for b in parts[1]]
         steps = recipe.layer_steps
         layers = compress(blocks, steps, batches, held_out, progress)
         streamed = loaded.weights is not None
         weights = blocks.stored(len(steps) - 1) if streamed else None
         cost = {
-            "texts": len(texts),
+            "texts": len(texts) + sum(map(len, own.values())),
             "tokens": distributed.total(
                 sum(int(b.attention_mask.sum()) for b in (*batches, *held_out))
             ),
@@ -222,6 +231,7 @@ def compress_model(
                 report=layers,
                 cost=cost,
                 weights=weights,
+                experts=blocks.experts,
                 codes=None if recipe.codes is None else fit,
                 force=force,
             )

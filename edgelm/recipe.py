@@ -24,7 +24,7 @@ from typing import Any
 from edgelm import schema
 from edgelm.calibration import Calibration
 from edgelm.codes import BinaryCodes
-from edgelm.compress import METHODS
+from edgelm.compress import METHODS, Domains
 from edgelm.compress.vocabulary import Vocabulary
 from edgelm.errors import ConfigError, InputError
 
@@ -59,6 +59,12 @@ class Recipe:
     def layer_steps(self) -> tuple[Any, ...]:
         """The steps that change layers."""
         return tuple(s for s in self.steps if not isinstance(s, BinaryCodes))
+
+    @property
+    def domains(self) -> Domains | None:
+        """The experts by domain."""
+        last = self.steps[-1] if self.steps else None
+        return last if isinstance(last, Domains) else None
 
     @property
     def codes(self) -> BinaryCodes | None:
@@ -118,6 +124,10 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     if any(isinstance(config, BinaryCodes) for config in configs[:-1]):
         raise ConfigError(
             f"{where}: codes are fitted to the finished model; make them the last step, and only once."
+        )
+    if any(isinstance(config, Domains) for config in configs[:-1]):
+        raise ConfigError(
+            f"{where}: make 'domains' the last step: what came after it would change one of the models only."
         )
     return Recipe(calibration, configs, vocabulary)
 

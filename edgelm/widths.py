@@ -130,6 +130,49 @@ def padded(count: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
     return pad
 
 
+def expert_of(
+    tensors: Mapping[str, torch.Tensor], where: layers.Architecture, shared: int
+) -> dict[str, torch.Tensor]:
+    """What of a block's weights is a domain's own: neurons behind the shared ones, and the bias."""
+    projection = f"{where.ffn_out}.weight"
+    width = tensors[projection].shape[0 if where.transposed else 1]
+
+    def rest(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        return tensor.narrow(axis, shared, width - shared)
+
+    made = map_units(tensors, where, "neurons", width, rest)
+    bias = f"{where.ffn_out}.bias"
+    return {k: t for k, t in made.items() if t.shape != tensors[k].shape or k == bias}
+
+
+def with_expert(
+    tensors: Mapping[str, torch.Tensor],
+    expert: Mapping[str, torch.Tensor],
+    where: layers.Architecture,
+) -> dict[str, torch.Tensor]:
+    """A block's weights with another expert behind the shared neurons: `expert_of` reversed."""
+    projection = f"{where.ffn_out}.weight"
+    axis = 0 if where.transposed else 1
+    parts: list[torch.Tensor] = []
+    units, own = (t[projection].shape[axis] for t in (tensors, expert))
+
+    def note(tensor: torch.Tensor, _: int) -> torch.Tensor:
+        parts.append(tensor)
+        return tensor
+
+    map_units(expert, where, "neurons", own, note)
+
+    def put(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        new = parts.pop(0).to(tensor.dtype)
+        return torch.cat([tensor.narrow(axis, 0, units - own), new], axis)
+
+    made = map_units(tensors, where, "neurons", units, put)
+    bias = f"{where.ffn_out}.bias"
+    if bias in expert:
+        made[bias] = expert[bias].to(tensors[bias].dtype)
+    return made
+
+
 def stored_width(config: Any, part: layers.Part, counts: Sequence[int]) -> int:
     """How many units blocks have in the files: what the config can say."""
     return max(counts) if part == "neurons" else of_config(config, part)

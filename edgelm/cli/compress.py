@@ -119,10 +119,10 @@ from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_tabl
 @click.option(
     "--calibration",
     "texts",
-    default="built-in",
-    show_default=True,
-    metavar="FILE",
-    help="Texts to calibrate on: .txt or .jsonl, also .gz and .zst.",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Texts to calibrate on: .txt or .jsonl, also .gz and .zst. [default: built-in] With a NAME, "
+    "repeatable: of a domain that gets neurons of its own; with --ffn-keep.",
 )
 @click.option(
     "--max-texts",
@@ -197,7 +197,7 @@ def compress(
     vocab: str | None,
     vocab_size: int | None,
     skip: tuple[str, ...],
-    texts: str,
+    texts: tuple[str, ...],
     max_texts: int,
     max_tokens: int,
     weighting: str,
@@ -241,7 +241,19 @@ def compress(
                 "--preset says how many neurons stay; leave --ffn-keep and --experts out."
             )
         ffn_keep = str(recipes.PRESETS[preset])
+    domains, general = _by_domain(texts)
+    if domains:
+        if ffn_keep in (None, "auto") or experts or sparsity or code_bits:
+            raise click.UsageError(
+                "--calibration NAME=FILE goes with --ffn-keep SHARE or --preset, and is the last step: "
+                "leave --experts, --sparsity and --codes out."
+            )
+        keep, ffn_keep = _number(str(ffn_keep)), None
     steps = _shrink_steps(ffn_keep, experts or 0, heads_keep, budget, skip)
+    if domains:
+        shared = keep / 2 if isinstance(keep, float) else keep
+        part = {"texts": domains, "keep": keep, "shared": shared}
+        steps.append({"method": "domains", **part})
     if sparsity is not None:
         steps.append(
             {
@@ -271,7 +283,7 @@ def compress(
                 "--codes 256, --vocab auto, or --recipe FILE."
             )
         calibration = {
-            "texts": texts,
+            "texts": general,
             "max_texts": max_texts,
             "max_tokens": max_tokens,
             "weighting": weighting,
@@ -354,6 +366,21 @@ def _shrink_steps(
         keep_alike = _number(ffn_keep)
         steps.append({"part": "neurons", "keep": keep_alike, "experts": experts})
     return [{"method": "shrink", "skip": skip, **step} for step in steps]
+
+
+def _by_domain(texts: tuple[str, ...]) -> tuple[dict[str, str], str]:
+    """Files by domain, and the one of no domain."""
+    domains: dict[str, str] = {}
+    general = []
+    for text in texts:
+        name, sign, file = text.partition("=")
+        if not sign or Path(text).exists():
+            general.append(text)
+        elif domains.setdefault(name, file) != file:
+            raise click.UsageError(f"--calibration names the domain {name} twice.")
+    if len(general) > 1:
+        raise click.UsageError("Give --calibration FILE once, or NAME=FILE.")
+    return domains, (general or ["built-in"])[0]
 
 
 def _number(text: str) -> float | str:

@@ -72,6 +72,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Show the graph's operators, what the runtime fuses of them, and the precision of each product.",
 )
+@click.option(
+    "--domain",
+    metavar="NAME",
+    help="Of a checkpoint with experts by domain, whose; the bundle holds no other's.",
+)
 @click.option("--task", type=TASKS, help="What the model is for; else inferred.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option(
@@ -88,6 +93,7 @@ def export(
     min_snr_db: float | None,
     codes_output: bool,
     explained: bool,
+    domain: str | None,
     task: Any,
     force: bool,
     as_json: bool,
@@ -117,7 +123,7 @@ def export(
         console.status(f"exporting {checkpoint}") as status,
         new_bundle(output, force=force) as folder,
     ):
-        loaded = load_model(checkpoint, task)
+        loaded = load_model(checkpoint, task, domain=domain)
         options: dict[str, Any] = {
             "precision": precision,
             "calibration": replace(RANGES, texts=texts),

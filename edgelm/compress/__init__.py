@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm import layers, schema
 from edgelm.compress import allocation, distributed, sequential, shrink
 from edgelm.compress.blocks import Blocks
+from edgelm.compress.domains import Domains, add_domains
 from edgelm.compress.layer import LayerReport
 from edgelm.compress.observe import OpenBlock
 from edgelm.compress.shrink import Shrink, shrink_block
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "Blocks",
+    "Domains",
     "LayerReport",
     "Method",
     "Shrink",
@@ -41,14 +43,17 @@ class Method:
             ``follows_drift``.
         plan: From the config of a step to that of each block.
         block: What compresses a block.
+        run: The whole step instead of the two, for a method with several models at once.
     """
 
     config: type[Any]
-    plan: Callable[[Any, Blocks, int, Sequence[Batch]], list[Any]]
-    block: Callable[[OpenBlock, Any], list[LayerReport]]
+    plan: Callable[[Any, Blocks, int, Sequence[Batch]], list[Any]] | None = None
+    block: Callable[[OpenBlock, Any], list[LayerReport]] | None = None
+    run: Callable[..., list[dict[str, Any]]] | None = None
 
 
 METHODS: dict[str, Method] = {
+    "domains": Method(Domains, run=add_domains),
     "shrink": Method(Shrink, shrink.plan, shrink_block),
     "sparsify": Method(Sparsify, allocation.plan, sparsify_block),
 }
@@ -102,6 +107,9 @@ def _run_step(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     name, method = method_of(step)
+    if method.run is not None:
+        return method.run(blocks, number, step, sets, progress)
+    assert method.plan is not None
     _check_skip(blocks, step.skip)
     rows: list[dict[str, Any]] = []
     plan = method.plan(step, blocks, number, sets[0])
@@ -129,6 +137,7 @@ def _run_block(
     blocks: Blocks, number: int, block: OpenBlock, step: Any, method: Method
 ) -> list[dict[str, Any]]:
     began = time.monotonic()
+    assert method.block is not None
     reports = method.block(block, step)
     seconds = (time.monotonic() - began) / max(len(reports), 1)
     rows = []

@@ -38,6 +38,8 @@ class Blocks:
         model: The model; streamed blocks are on the meta device until opened.
         names: Names of the blocks in it.
         spill: Folder where hidden states rest between blocks; None for memory.
+        experts: What domains have instead of the model's own weights
+            (`edgelm.compress.domains`), by ``domain/block.parameter``.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Blocks:
         self.model = model
         self.names = [name for name, _ in found]
         self.spill = spill
+        self.experts: dict[str, torch.Tensor] = {}
         self._modules = [block for _, block in found]
         self._source = source
         self._journal = journal

@@ -96,7 +96,11 @@ def prune(
 
 
 def remove_units(
-    weight: torch.Tensor, gram: torch.Tensor, size: int, keep: int
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    size: int,
+    keep: int,
+    always: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Remove whole units of inputs, the cheapest first, until few enough are left.
 
@@ -108,6 +112,7 @@ def remove_units(
         gram: ``[in, in]``.
         size: Inputs of a unit: 1 for a neuron, a head's width.
         keep: How many units stay, at least 1.
+        always: int64, units that stay whatever they cost; no more than ``keep``.
 
     Returns:
         int64 ``[keep]``, the units that stay, in order; float64 ``[units - keep]``, what had
@@ -123,6 +128,8 @@ def remove_units(
         solved = torch.linalg.inv(own.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
         parts = w.reshape(len(w), len(left), size)
         cost = torch.einsum("oni,nij,onj->n", parts, solved, parts)
+        if always is not None:
+            cost[torch.isin(left, always)] = torch.inf
         count = min(at_once, len(left) - keep)
         going = torch.zeros(len(left), dtype=torch.bool, device=w.device)
         going[cost.topk(count, largest=False).indices] = True
