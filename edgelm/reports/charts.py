@@ -133,7 +133,9 @@ def curves(
     Returns:
         The file's text, with a text alternative.
     """
-    width, height, left, right, top, bottom = 640, 320, 40, 200, 34, 28
+    height, left, top, bottom = 320, 40, 34, 28
+    right = 46 + 7 * max(len(name) for name, _ in series)
+    width = 440 + right
     highest = max(level[1], *(v for _, values in series for v in values)) or 1.0
     step = (width - left - right) / max(len(ticks) - 1, 1)
 
