@@ -12,6 +12,7 @@ import click
 import pytest
 import tomllib
 
+from edgelm import samples
 from edgelm.cli import COMMANDS, cli
 from edgelm.recipe import parse_recipe
 
@@ -98,9 +99,8 @@ def test_the_commands_and_the_code_of_the_readme_run_as_printed(tmp_path: Path) 
         assert done.returncode == 0, (args, done.stderr)
         return done.stdout
 
-    (tmp_path / "texts.txt").write_text(
-        "A man is playing a flute.\nOne more.\n", encoding="utf-8"
-    )
+    texts = [" ".join(text.split()) for text in samples.calibration()[:200]]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     recipe = edgelm(
         "compress", "minilm", "--sparsity", "0.5", "--refine", "dsnot", "--dry-run"
     )
