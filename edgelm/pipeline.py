@@ -33,7 +33,7 @@ from edgelm.compress.blocks import journal_folder, kept_if_of_use
 from edgelm.compress.vocabulary import AUTO, Vocabulary, trim_vocabulary
 from edgelm.compress.weighting import by_entity
 from edgelm.errors import CompressionError
-from edgelm.models import LoadedModel, load_model
+from edgelm.models import EXPERTS, LoadedModel, load_model
 from edgelm.runtimes.codes import save_coder
 from edgelm.tasks import Task
 
@@ -168,6 +168,11 @@ def compress_model(
     # What changes the model's tables needs all of it in memory.
     stream = recipe.vocabulary is None and bool(recipe.layer_steps)
     loaded = load_model(reference, task, stream=stream)
+    if (loaded.folder / EXPERTS).is_file():
+        raise CompressionError(
+            f"{reference} has experts by domain, which would be lost: domains are the last step. "
+            "Compress the model that it was made of, all steps in one recipe."
+        )
     if recipe.codes is not None and loaded.task != "embedding":
         raise CompressionError(
             f"Codes are of embeddings, and {reference} is for the task {loaded.task}. Leave the codes out."

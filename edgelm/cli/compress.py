@@ -34,10 +34,9 @@ from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_tabl
 )
 @click.option(
     "--experts",
-    type=int,
     metavar="N",
     help="Judge whether routing each token to --active of N experts would do better than "
-    "as many static neurons; the result is static.",
+    "as many static neurons; the result is static. auto: of 8, as many as --ffn-keep leaves.",
 )
 @click.option("--active", type=int, metavar="K", help="With --experts: how many.")
 @click.option(
@@ -183,7 +182,7 @@ def compress(
     preset: str | None,
     sparsity: str | None,
     ffn_keep: str | None,
-    experts: int | None,
+    experts: str | None,
     active: int | None,
     heads_keep: float | None,
     budget: float | None,
@@ -229,12 +228,7 @@ def compress(
         verdict,
     )
 
-    if experts is not None or active is not None:
-        if not experts or not active or ffn_keep is not None:
-            raise click.UsageError(
-                "Give --experts with --active, both at least 1, and without --ffn-keep."
-            )
-        ffn_keep = str(active / experts)
+    judged, ffn_keep = _experts(experts, active, ffn_keep)
     if preset is not None:
         if ffn_keep is not None:
             raise click.UsageError(
@@ -243,13 +237,13 @@ def compress(
         ffn_keep = str(recipes.PRESETS[preset])
     domains, general = _by_domain(texts)
     if domains:
-        if ffn_keep in (None, "auto") or experts or sparsity or code_bits:
+        if ffn_keep in (None, "auto") or judged or sparsity or code_bits:
             raise click.UsageError(
                 "--calibration NAME=FILE goes with --ffn-keep SHARE or --preset, and is the last step: "
                 "leave --experts, --sparsity and --codes out."
             )
         keep, ffn_keep = _number(str(ffn_keep)), None
-    steps = _shrink_steps(ffn_keep, experts or 0, heads_keep, budget, skip)
+    steps = _shrink_steps(ffn_keep, judged, heads_keep, budget, skip)
     if domains:
         shared = keep / 2 if isinstance(keep, float) else keep
         part = {"texts": domains, "keep": keep, "shared": shared}
@@ -344,6 +338,30 @@ def compress(
         kept, of = report.vocabulary
         say(f"{kept} of {of} tokens are left.")
     say(f"{size_sentence(report.layers)} All of it: {output / PAGE}".strip())
+
+
+def _experts(
+    experts: str | None, active: int | None, ffn_keep: str | None
+) -> tuple[int, str | None]:
+    """How many experts to judge by, 0 for none, and the share of neurons that stays."""
+    if experts is None and active is None:
+        return 0, ffn_keep
+    if experts == "auto":
+        keep = _number(ffn_keep or "0.5")
+        if active is not None or not isinstance(keep, float) or keep * 8 % 1:
+            raise click.UsageError(
+                "Give --experts auto without --active, and with --ffn-keep in eighths, such as 0.5."
+            )
+        return 8, str(keep)
+    if not (experts or "").isdecimal() or not int(experts or 0) or not active:
+        raise click.UsageError(
+            "Give --experts N with --active K, both at least 1, or --experts auto."
+        )
+    if ffn_keep is not None:
+        raise click.UsageError(
+            "--experts N --active K says what stays: leave --ffn-keep out."
+        )
+    return int(experts or 0), str(active / int(experts or 0))
 
 
 def _shrink_steps(

@@ -131,9 +131,6 @@ def add_domains(
                 for n in names
             ]
             report, made, shared = _split(opened, names, step)
-            for name in names:
-                for flows in before[name]:
-                    sequential.advance_(block, index, flows)
             for name in reversed(names):  # the general one last: it stays
                 set_parameters_(block, made[name])
                 for flows in now[name]:
@@ -174,7 +171,7 @@ def _split(
         raise CompressionError(f"The weights of {first.full(name)} are not finite.")
     found = {}
     for n, one in zip(names, opened, strict=True):
-        fit, held_out = one.observe([name])
+        fit, held_out = one.observe([name], final=True)
         found[n] = Layer(
             matrix, bias is not None, fit[name], held_out[name], step.drift
         )

@@ -56,11 +56,15 @@ class OpenBlock:
         """A layer's name in the model."""
         return f"{self.path}.{name}"
 
-    def observe(self, names: Sequence[str]) -> tuple[Statistics, Statistics]:
+    def observe(
+        self, names: Sequence[str], *, final: bool = False
+    ) -> tuple[Statistics, Statistics]:
         """Statistics of the inputs of linear layers as they are now, from either set.
 
         Args:
             names: Of layers, in the order in which they run.
+            final: Nothing more will be observed in this block: the batches of the model as
+                it was go through it on the way.
 
         Returns:
             Statistics by layer name, to compute with and to judge by.
@@ -77,6 +81,7 @@ class OpenBlock:
                 self.where,
                 (self.dense, self.dense_sets[number]) if self.dense else None,
                 self.path,
+                final=final,
             )
             for number, flows in enumerate(self.sets)
         )
@@ -122,6 +127,8 @@ def observe(
     where: layers.Architecture,
     beside: tuple[nn.Module, Sequence[Flow]] | None = None,
     path: str = "block",
+    *,
+    final: bool = False,
 ) -> Statistics:
     """Statistics of the inputs of a block's linear layers, over all processes' texts.
 
@@ -134,6 +141,7 @@ def observe(
         beside: The block as it was with flows of its own, to follow the drift; the
             watched layers of both must still be the same.
         path: How to name the block in an error.
+        final: Bring the flows of ``beside`` through the block on the way.
 
     Returns:
         Statistics by layer name. Layers that share an input share all but the drift.
@@ -147,7 +155,9 @@ def observe(
         now = watch(block, index, flow, names, where)
         if beside is not None:
             dense, dense_flows = beside
-            before = watch(dense, index, dense_flows[number], names, where)
+            before = watch(
+                dense, index, dense_flows[number], names, where, through=final
+            )
         for shared in _by_input(now, flow.weights.numel()):
             inputs = now[shared[0]].inputs.reshape(*flow.weights.shape, -1)
             drift = None
@@ -220,13 +230,15 @@ def watch(
     flow: Flow,
     names: Sequence[str],
     where: layers.Architecture,
+    *,
+    through: bool = False,
 ) -> list[_Call]:
-    """The calls of some layers in a block, in order."""
+    """The calls of some layers in a block, in order; ``through`` brings the flow behind it."""
     calls = [(args, kwargs) for called, args, kwargs in flow.calls if called == index]
     hidden = flow.hidden.to(flow.weights.device)
     found: list[_Call] = []
     first_ffn: list[torch.Tensor] = []
-    to_the_end = where.residual == "pre" and where.ffn_out in names
+    to_the_end = through or (where.residual == "pre" and where.ffn_out in names)
     wanted, last, since = set(names), False, 0
 
     def hook(name: str) -> Callable[..., None]:
@@ -269,6 +281,8 @@ def watch(
     finally:
         for handle in handles:
             handle.remove()
+    if through:
+        flow.pass_(index, hidden)
     return found
 
 

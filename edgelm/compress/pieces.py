@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from edgelm.errors import CompressionError
+
 
 class Pieces(Protocol):
     """A subword model of `tokenizers`, as ``tokenizer.json`` writes it."""
@@ -153,6 +155,10 @@ class Unigram:
         """Take the model's part of ``tokenizer.json``."""
         self._model = model
         self._scores: dict[str, float] = dict(model["vocab"])
+        if len(self._scores) < len(model["vocab"]):
+            raise CompressionError(
+                "The tokenizer lists a token twice, so tokens have no one number. Leave its vocabulary whole."
+            )
 
     def closure(self, tokens: set[str]) -> set[str]:
         """Add single characters, bytes, and tokens with a character that cannot stand alone."""

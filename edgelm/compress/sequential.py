@@ -35,6 +35,7 @@ class Flow:
         calls: For each call of a block, in order: its index among the blocks, and
             its arguments but the hidden states.
         spilled: Whether ``hidden`` is a file that the system pages in when it is read.
+        passed: How many blocks it is through.
     """
 
     hidden: torch.Tensor
@@ -43,6 +44,12 @@ class Flow:
         default_factory=list
     )
     spilled: bool = False
+    passed: int = 0
+
+    def pass_(self, index: int, hidden: torch.Tensor) -> None:
+        """Bring it behind a block, with the hidden states that the block gave."""
+        self.hidden = self.hidden.copy_(hidden) if self.spilled else hidden
+        self.passed = index + 1
 
 
 def start(
@@ -120,10 +127,10 @@ def copies(flows: Sequence[Flow], spill: Path | None = None) -> list[Flow]:
 
 
 def advance_(block: nn.Module, index: int, flows: Sequence[Flow]) -> None:
-    """Move all batches through a block, in place."""
+    """Move all batches through a block, in place; but those that are behind it already."""
     for flow in flows:
-        hidden = advanced(block, index, flow)
-        flow.hidden = flow.hidden.copy_(hidden) if flow.spilled else hidden
+        if flow.passed <= index:
+            flow.pass_(index, advanced(block, index, flow))
 
 
 def hidden_of(output: Any) -> torch.Tensor:

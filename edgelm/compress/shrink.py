@@ -235,7 +235,7 @@ def shrink_block(block: OpenBlock, config: Shrink) -> list[LayerReport]:
     keep = min(max(round(units * config.keep / grain), 1) * grain, units)
 
     judged = _judged(block, matrix, config) if config.experts else {}
-    fit, held_out = block.observe([name])
+    fit, held_out = block.observe([name], final=True)
     layer = Layer(matrix, bias is not None, fit[name], held_out[name], config.drift)
     problem = layer.aim, layer.gram, size, keep
     kept = SCORES[config.score](*problem)

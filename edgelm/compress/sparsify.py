@@ -167,7 +167,9 @@ def sparsify_block(block: OpenBlock, config: Sparsify) -> list[LayerReport]:
     reports = []
     for group in where.groups:
         names = [name for name in group if name in chosen]
-        fit, held_out = block.observe(names) if names else ({}, {})
+        if not names:
+            continue
+        fit, held_out = block.observe(names, final=group is where.groups[-1])
         for name in names:
             module = block.layer(name)
             matrix, bias = weight_matrix(module), getattr(module, "bias", None)

@@ -138,6 +138,12 @@ def test_a_domain_from_text_to_bundle(tiny_embedding: Path, tmp_path: Path) -> N
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["model"]["steps"][-1] == {"method": "domain", "name": "news"}
     assert not (bundle / EXPERTS).exists()
+    again = run(
+        cli,
+        ["compress", str(checkpoint), "-o", str(tmp_path / "x"), "--sparsity", "0.5"],
+    )
+    assert again.exit_code == 1
+    assert "experts by domain, which would be lost" in again.output
     with pytest.raises(
         ModelError, match=r"no expert for the domain 'law'.*pairs, news"
     ):

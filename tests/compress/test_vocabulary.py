@@ -23,7 +23,7 @@ from tokenizers import (
 import edgelm
 from edgelm import samples
 from edgelm.cli import cli
-from edgelm.compress.pieces import Bpe
+from edgelm.compress.pieces import Bpe, Unigram
 from edgelm.compress.vocabulary import Vocabulary, trim_model_, trim_vocabulary
 from edgelm.errors import CompressionError, ConfigError
 from edgelm.models import LoadedModel, load_model
@@ -261,6 +261,11 @@ def test_a_tokenizer_without_pieces_is_refused() -> None:
     model = BertModel(tiny_config(vocab_size=2))
     with pytest.raises(CompressionError, match="no smaller pieces"):
         trim_vocabulary(loaded(tokenizer, model), Vocabulary(), lambda: ["a"], "d")
+
+
+def test_a_token_listed_twice_is_refused() -> None:
+    with pytest.raises(CompressionError, match="lists a token twice"):
+        Unigram({"vocab": [["<unk>", 0.0], ["a", -1.0], ["a", -2.0]], "unk_id": 0})
 
 
 def test_sizes_below_one_are_refused() -> None:
