@@ -15,14 +15,33 @@ from edgelm.errors import InputError
 @click.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
-def targets(name: str | None, as_json: bool) -> None:
+@click.option(
+    "--fit",
+    "model",
+    metavar="MODEL",
+    help="Predict what a model needs there, to build its engine and to run.",
+)
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="For --fit: what it is exported in; auto is the target's own.",
+)
+def targets(name: str | None, as_json: bool, model: str | None, precision: str) -> None:
     """List the devices that edgelm exports for, or show the facts about one.
 
     \b
     edgelm targets jetson-orin-nano
+    edgelm targets jetson-orin-nano --fit minilm
     """
     from edgelm.targets import FAMILIES, RIVALS, list_targets, load_target, target_text
+    from edgelm.targets.board import family_member
 
+    if model is not None:
+        if name is None:
+            raise click.UsageError("--fit needs the name of a target.")
+        _show_fit(name, model, precision, as_json)
+        return
     if name is not None:
         target = load_target(name)
         if as_json:
@@ -39,14 +58,44 @@ def targets(name: str | None, as_json: bool) -> None:
         (t.name, t.title, t.runtime, " ".join(t.precisions)) for t in found
     ]
     rows += [
-        (family, f"family; off the device: {member}", "", "")
-        for family, member in FAMILIES.items()
+        (
+            family,
+            "family; here: {0.target} ({0.why})".format(family_member(family)),
+            "",
+            "",
+        )
+        for family in FAMILIES
     ]
     rows += [
         (rivals, "what export measures to be faster here", " or ".join(members), "")
         for rivals, members in RIVALS.items()
     ]
     show_table("Targets", ("name", "device", "runtime", "precisions"), rows)
+
+
+def _show_fit(name: str, model: str, precision: str, as_json: bool) -> None:
+    from edgelm.export.fitting import fit
+    from edgelm.export.precision import check_precision
+    from edgelm.models import load_model
+    from edgelm.targets import load_target
+
+    target = load_target(name)
+    chosen = target.default_precision if precision == "auto" else precision
+    check_precision(target, chosen)
+    found = fit(load_model(model), target, chosen)
+    if as_json:
+        emit({"target": target.name, "precision": chosen, **schema.plain(found)})
+        return
+    free = "" if found.available_mib is None else f" of {found.available_mib} MiB"
+    build = (
+        f", {found.build_mib:.0f} MiB to build the engine" if found.build_mib else ""
+    )
+    say(
+        f"{model} in {chosen} on {target.title}: weights {found.weights_mib:.0f} MiB; predicted "
+        f"{found.run_mib:.0f} MiB to run{build}{free}"
+    )
+    for note in found.notes:
+        say(f"{target.title}: {note}")
 
 
 @click.command()
