@@ -39,6 +39,7 @@ from edgelm.errors import ExportError, GateError, require
 from edgelm.export.codes import OUTPUT, add_codes
 from edgelm.export.fitting import fit
 from edgelm.export.graph import export_graph, read_graph
+from edgelm.export.lint import check_graph
 from edgelm.export.modules import wrap
 from edgelm.export.plan import write_plan
 from edgelm.export.precision import (
@@ -144,6 +145,8 @@ def export(
         if codes is not None and codes.output is not None:
             graph = read_graph(folder / GRAPH)
         if device.engine is not None:
+            progress("rules of TensorRT")
+            check_graph(folder / GRAPH, device.engine.tensorrt)
             write_plan(loaded, device, graph, chosen, folder)
         progress("verification")
         golden = GoldenInfo(

@@ -222,5 +222,9 @@ def _sample(
         count = int(np.prod(feed["input_ids"].shape))
         kept = np.flatnonzero(draw.random(count) < share)
         for name, value in zip(names, session.run(names, dict(feed)), strict=True):
-            rows[name].append(value.reshape(count, -1)[kept])
+            flat = value.reshape(-1, value.shape[-1])
+            if len(flat) == count:
+                rows[name].append(flat[kept])
+            else:  # rows of relative positions, the same for every text
+                rows[name] = [flat[:SAMPLE]]
     return {name: np.concatenate(parts) for name, parts in rows.items()}

@@ -630,6 +630,15 @@ def test_targets_predicts_a_fit(tiny_embedding: Path) -> None:
     refused(call("targets", "--fit", tiny_embedding), "needs the name", code=2)
 
 
+def test_lint_names_what_tensorrt_refuses(bundles: Bundles, tmp_path: Path) -> None:
+    good, bad = bundles("embedding"), bundles("embedding", "int8")
+    assert "nothing that TensorRT 10.3 is known to refuse" in call("lint", good).stderr
+    result = call("lint", bad, "--json", "--tensorrt", "11.4.1")
+    refused(result, "breaks", code=3)
+    assert {row["rule"] for row in lines(result)} >= {"operator"}
+    refused(call("lint", tmp_path / "none.onnx"), "does not exist")
+
+
 def test_doctor() -> None:
     rows = lines(call("doctor", "--json"))
     assert {row["what"] for row in rows} >= {

@@ -170,4 +170,46 @@ def doctor(as_json: bool) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = {"targets": targets, "info": info, "doctor": doctor}
+@click.command()
+@click.argument("path", metavar="GRAPH|BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--tensorrt",
+    multiple=True,
+    metavar="VERSION",
+    help="Version that shall read it, repeatable; else those of the bundle's target, or 10.3.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
+def lint(path: Path, tensorrt: tuple[str, ...], as_json: bool) -> None:
+    """Check an ONNX graph against the rules of TensorRT's parser; exit 3 if it breaks any.
+
+    \b
+    edgelm lint bundle
+    """
+    from edgelm.bundle import MANIFEST, open_bundle
+    from edgelm.errors import GateError
+    from edgelm.export.lint import lint as check
+    from edgelm.targets import load_target
+
+    graph = path
+    if path.is_dir() or path.name == MANIFEST:
+        bundle = open_bundle(path if path.is_dir() else path.parent)
+        graph = bundle.file(bundle.manifest.graph.file)
+        engine = load_target(bundle.manifest.target).engine
+        tensorrt = tensorrt or (engine.tensorrt if engine else ())
+    elif not path.is_file():
+        raise InputError(f"{path} does not exist. Name an ONNX file or a bundle.")
+    versions = tensorrt or ("10.3",)
+    problems = check(graph, versions)
+    for problem in problems:
+        if as_json:
+            emit(schema.plain(problem))
+        else:
+            say(f"{problem.rule}: {problem.what}")
+    if problems:
+        raise GateError(
+            f"{graph} breaks {len(problems)} rules of TensorRT {', '.join(versions)}."
+        )
+    say(f"{graph}: nothing that TensorRT {', '.join(versions)} is known to refuse")
+
+
+COMMANDS = {"targets": targets, "info": info, "doctor": doctor, "lint": lint}
