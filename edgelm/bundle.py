@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
 CODES = "codes.safetensors"
+BUILD = "build.json"
 
 MANIFEST_LIMIT = 4 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -94,14 +94,18 @@ def audit(proto: onnx.ModelProto) -> list[Weighted]:
 
 
 def wanted_precisions(
-    editor: Editor, precision: str, keep: Collection[str] = ()
+    editor: Editor,
+    precision: str,
+    keep: Collection[str] = (),
+    stored: str | None = None,
 ) -> dict[str, str]:
     """The precision that each weighted product and table shall have, by name of its node.
 
     Args:
         editor: A float32 graph, not changed yet.
-        precision: Of every product that is no head; integers also mean int8 tables.
+        precision: Of every product that is no head.
         keep: Names of products that stay float32.
+        stored: Of the tables; the products' own, int8 for integers, if not given.
 
     Raises:
         ExportError: What is to be kept is no weighted product.
@@ -112,7 +116,8 @@ def wanted_precisions(
         raise ExportError(f"The graph has no weighted product {unknown[0]} to keep.")
     wanted = dict.fromkeys(names, precision) | dict.fromkeys(keep, "fp32")
     wanted |= dict.fromkeys((head.name for head in heads), "fp32")
-    stored = "int8" if precision.startswith("int") else precision
+    if stored is None:
+        stored = "int8" if precision.startswith("int") else precision
     rows = tables(editor.proto, editor.constants)
     return wanted | dict.fromkeys((gather.name for gather in rows), stored)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # A table of fewer rows gains nothing by being int8.
 LEAST_ROWS = 32
+# Of float16.
+LARGEST = 65504.0
 
 
 class Editor:
@@ -97,6 +100,21 @@ class Editor:
                 self.node("Gather", [step, gather.input[1]], f"{out}.step"),
                 self.node("Mul", [f"{out}.levels", f"{out}.step"], out),
             )
+
+    def halve_tables(self, keep: Collection[str] = ()) -> None:
+        """Embedding tables that the graph reads by row: stored in float16, read as float32.
+
+        Args:
+            keep: Names of the nodes whose tables stay float32.
+        """
+        for gather in tables(self.proto, self.constants):
+            if gather.name in keep:
+                continue
+            name, out = gather.input[0], gather.output[0]
+            half = self.constants[name].astype(np.float16)
+            gather.input[0] = self.constant(f"{name}.fp16", half)
+            gather.output[0] = f"{out}.fp16"
+            self.follow(f"{out}.fp16", self.node("Cast", [f"{out}.fp16"], out, to=1))
 
     def finish(self) -> onnx.ModelProto:
         """Put the new nodes where what they read is there, and drop what nothing reads."""

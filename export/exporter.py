@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 import edgelm
-from edgelm import samples
+from edgelm import samples, schema
 from edgelm.atomic import new_folder
 from edgelm.bundle import (
     CODES,
@@ -38,8 +37,11 @@ from edgelm.bundle import (
 from edgelm.calibration import Calibration
 from edgelm.errors import ExportError, GateError, require
 from edgelm.export.codes import OUTPUT, add_codes
+from edgelm.export.fitting import fit
 from edgelm.export.graph import export_graph, read_graph
+from edgelm.export.lint import check_graph
 from edgelm.export.modules import wrap
+from edgelm.export.plan import write_plan
 from edgelm.export.precision import (
     TOLERANCE_DB,
     Written,
@@ -51,7 +53,7 @@ from edgelm.models import LoadedModel
 from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import measure_snr
-from edgelm.targets import Target, load_target, target_text
+from edgelm.targets import Target, load_target
 from edgelm.tasks import read_json
 
 Progress = Callable[[str], None]
@@ -100,7 +102,8 @@ def export(
         The bundle.
 
     Raises:
-        TargetError: There is no such target, or it does not have the precision.
+        TargetError: There is no such target, it does not have the precision, or the
+            model does not fit it.
         ExportError: The graph cannot be made, or is not what was asked for.
         GateError: The bundle does not agree with the original model, or not as
             closely as ``max_drop`` asks.
@@ -112,6 +115,7 @@ def export(
     check_precision(device, chosen)
     tolerance = TOLERANCE_DB[chosen] if min_snr_db is None else min_snr_db
     wrap(loaded)  # a task without bundles is refused before any work
+    predicted = fit(loaded, device, chosen)
     if device.runtime == "openvino":
         require("openvino", "openvino")
     coder = _find_coder(loaded)
@@ -141,7 +145,9 @@ def export(
         if codes is not None and codes.output is not None:
             graph = read_graph(folder / GRAPH)
         if device.engine is not None:
-            _write_plan(device, graph, chosen, folder)
+            progress("rules of TensorRT")
+            check_graph(folder / GRAPH, device.engine.tensorrt)
+            write_plan(loaded, device, graph, chosen, folder)
         progress("verification")
         golden = GoldenInfo(
             GOLDEN_TEXTS, GOLDEN_ARRAYS, len(examples), tolerance, tolerance
@@ -154,7 +160,11 @@ def export(
             golden=golden,
             codes=codes,
         )
-        provenance = {**manifest.provenance, "precision": dict(written.about)}
+        provenance = {
+            **manifest.provenance,
+            "precision": dict(written.about),
+            "fit": schema.plain(predicted),
+        }
         manifest = replace(manifest, provenance=provenance)
         bundle = seal(folder, manifest)
         # What only the device can run is verified in ONNX Runtime, on the same graph.
@@ -257,42 +267,6 @@ def _write_codes(
     kind = read_json(loaded.folder / "edgelm.json").get("codes", {}).get("kind", "")
     output = OUTPUT if in_graph else None
     return CodesInfo(CODES, kind, coder.bits, coder.digest, output)
-
-
-def _write_plan(target: Target, graph: Graph, precision: str, folder: Path) -> None:
-    """What a device needs to build its own engine: profiles and limits."""
-    engine = target.engine
-    if engine is None or len(engine.batch) != 3:
-        raise ExportError(
-            f"The target {target.name} does not say how to build its engine."
-        )
-    profiles = []
-    shortest = 1
-    for longest in engine.sequence:
-        corners = zip(
-            ("min", "opt", "max"),
-            engine.batch,
-            (shortest, longest, longest),
-            strict=True,
-        )
-        profiles.append({corner: [batch, length] for corner, batch, length in corners})
-        shortest = longest + 1
-    plan = {
-        "format_version": 1,
-        "graph": graph.file,
-        "inputs": [tensor.name for tensor in graph.inputs],
-        "precision": precision,
-        "strongly_typed": True,
-        "profiles": profiles,
-        "workspace_mib": engine.workspace_mib,
-        "optimization_level": engine.optimization_level,
-        "tensorrt": list(engine.tensorrt),
-        "compute_capability": target.gpu.compute_capability if target.gpu else None,
-    }
-    (folder / "build.json").write_text(
-        json.dumps(plan, indent=2) + "\n", encoding="utf-8"
-    )
-    (folder / "target.toml").write_text(target_text(target.name), encoding="utf-8")
 
 
 def make_manifest(

@@ -17,6 +17,7 @@ from torch import nn
 from edgelm.bundle import Graph, Tensor
 from edgelm.errors import ExportError, SessionError, require
 from edgelm.export.attention import plain_attention
+from edgelm.export.integers import plain_integers
 from edgelm.export.modules import interface, wrap
 from edgelm.metrics import snr_db
 from edgelm.models import LoadedModel
@@ -84,6 +85,7 @@ def export_graph(loaded: LoadedModel, path: Path, opset: int) -> Graph:
     assert program is not None
     proto = program.model_proto
     proto.ir_version = IR_VERSION
+    plain_integers(proto)
     save(proto, path)
     onnx.checker.check_model(str(path))
     graph = describe(proto, path.name)

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
 from edgelm.export.audit import wanted_precisions, write
-from edgelm.export.editor import Editor, layer, tables
+from edgelm.export.editor import LARGEST, Editor, layer, tables
 from edgelm.export.graph import weighted_products
 
 if TYPE_CHECKING:
     import onnx
 
 FLOAT, FLOAT16 = 1, 10
-LARGEST = 65504.0
 # The next text may bring more than the calibration text did.
 _LIMIT = LARGEST / 2
 # More than this share of a weight lost to rounding: it lies among float16's subnormal numbers.
@@ -66,7 +65,6 @@ def write_half(
     }
     products = {product.name for product in weighted_products(editor.proto)[0]}
     wanted = wanted_precisions(editor, "fp16", products & set(why))
-    stored = [t for t in tables(editor.proto, editor.constants) if t.name not in why]
     wanted |= {name: "fp32" for name in why if name in wanted}
     kept = {
         f"{layer(n)} ({n.op_type})": why[n.name]
@@ -74,13 +72,7 @@ def write_half(
         if n.name in why
     }
     _convert(editor, _half_nodes(editor, floats, apart | set(why)), floats)
-    for gather in stored:
-        out = gather.output[0]
-        gather.input[0] = _constant(editor, gather.input[0])
-        gather.output[0] = f"{out}.fp16"
-        editor.follow(
-            f"{out}.fp16", editor.node("Cast", [f"{out}.fp16"], out, to=FLOAT)
-        )
+    editor.halve_tables(keep=why)
     return write(editor.finish(), path, wanted), kept
 
 

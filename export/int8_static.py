@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
 from edgelm.export.audit import wanted_precisions, write
-from edgelm.export.editor import Editor
+from edgelm.export.editor import LARGEST, Editor, tables
 from edgelm.export.graph import weighted_products
 from edgelm.export.rounding import LEVELS, quantise_weights, rounded
 
@@ -126,6 +126,7 @@ def quantize_static(
     path: Path,
     scalings: Mapping[str, Scaling],
     keep: Collection[str] = (),
+    half_tables: bool = False,
 ) -> Graph:
     """Write a graph whose weighted matrix products are int8, and the embedding tables too.
 
@@ -134,6 +135,7 @@ def quantize_static(
         path: The file to write.
         scalings: What `observe` found.
         keep: Names of products that stay float32.
+        half_tables: Store tables in float16 instead: TensorRT reads no rows of int8.
 
     Returns:
         The new graph's interface.
@@ -142,13 +144,23 @@ def quantize_static(
         ExportError: The graph is not what was asked for.
     """
     editor = Editor(source)
-    wanted = wanted_precisions(editor, "int8", keep)
+    fits = half_tables and _tables_fit_half(editor)
+    stored = None if not half_tables else "fp16" if fits else "fp32"
+    wanted = wanted_precisions(editor, "int8", keep, stored)
     for name, products in _readers(editor.proto).items():
         chosen = [product for product in products if product.name not in keep]
         if chosen:
             _quantise(editor, name, chosen, scalings[name])
-    editor.quantise_tables()
+    if fits:
+        editor.halve_tables()
+    elif not half_tables:
+        editor.quantise_tables()
     return write(editor.finish(), path, wanted)
+
+
+def _tables_fit_half(editor: Editor) -> bool:
+    rows = tables(editor.proto, editor.constants)
+    return all(np.abs(editor.constants[g.input[0]]).max() <= LARGEST for g in rows)
 
 
 def _readers(proto: onnx.ModelProto) -> dict[str, list[Any]]:
@@ -210,5 +222,9 @@ def _sample(
         count = int(np.prod(feed["input_ids"].shape))
         kept = np.flatnonzero(draw.random(count) < share)
         for name, value in zip(names, session.run(names, dict(feed)), strict=True):
-            rows[name].append(value.reshape(count, -1)[kept])
+            flat = value.reshape(-1, value.shape[-1])
+            if len(flat) == count:
+                rows[name].append(flat[kept])
+            else:  # rows of relative positions, the same for every text
+                rows[name] = [flat[:SAMPLE]]
     return {name: np.concatenate(parts) for name, parts in rows.items()}

@@ -162,7 +162,8 @@ def _int8(target: Target, source: Path, ranges: Iterator[Feeds]) -> _Quantise:
     if target.runtime == "onnxruntime":
         return lambda path, keep: quantize_dynamic(source, path, keep)
     scalings = observe(source, ranges)
-    return lambda path, keep: quantize_static(source, path, scalings, keep)
+    half = target.runtime == "tensorrt"
+    return lambda path, keep: quantize_static(source, path, scalings, keep, half)
 
 
 class _Judge:

@@ -233,6 +233,11 @@ def chosen_provider(bundle: Bundle, asked: str | None) -> str:
     if asked is not None:
         return asked
     target = load_target(bundle.manifest.target)
+    if target.runtime == "none":
+        raise SessionError(
+            f"edgelm has no runtime for {target.title}: its ONNX graph is for other tools there. "
+            "To run it on a CPU here, add --provider CPUExecutionProvider."
+        )
     if target.runtime == "tensorrt":
         raise SessionError(
             f"The bundle {bundle.name} is for {target.title}: its engine is built on the device. "

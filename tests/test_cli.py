@@ -609,7 +609,37 @@ def test_targets_lists_and_shows() -> None:
 def test_jetson_says_which_member(tiny_embedding: Path, tmp_path: Path) -> None:
     result = call("export", tiny_embedding, "--target", "jetson", "-o", tmp_path / "b")
     assert result.exit_code == 0
-    assert "most conservative member, jetson-orin-nano" in result.stderr
+    assert "exporting for jetson-orin-nano-4gb: this machine is no mem" in result.stderr
+
+
+def test_targets_predicts_a_fit(tiny_embedding: Path) -> None:
+    (row,) = lines(
+        call("targets", "jetson-orin-nano", "--fit", tiny_embedding, "--json")
+    )
+    assert row["build_mib"] > row["run_mib"] > row["weights_mib"]
+    shown = call("targets", "jetson-xavier-nx", "--fit", tiny_embedding).stderr
+    assert "MiB to run of 8192 MiB" in shown
+    refused(
+        call(
+            "targets",
+            "jetson-xavier-nx",
+            "--fit",
+            tiny_embedding,
+            "--precision",
+            "int8",
+        ),
+        "has the precisions fp32",
+    )
+    refused(call("targets", "--fit", tiny_embedding), "needs the name", code=2)
+
+
+def test_lint_names_what_tensorrt_refuses(bundles: Bundles, tmp_path: Path) -> None:
+    good, bad = bundles("embedding"), bundles("embedding", "int8")
+    assert "nothing that TensorRT 10.3 is known to refuse" in call("lint", good).stderr
+    result = call("lint", bad, "--json", "--tensorrt", "11.4.1")
+    refused(result, "breaks", code=3)
+    assert {row["rule"] for row in lines(result)} >= {"operator"}
+    refused(call("lint", tmp_path / "none.onnx"), "does not exist")
 
 
 def test_doctor() -> None:

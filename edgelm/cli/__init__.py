@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "export",
     "index": "index",
     "info": "look",
+    "lint": "look",
     "run": "run",
     "targets": "look",
     "verify": "run",

@@ -110,14 +110,16 @@ def export(
     from edgelm.export import export as export_bundle
     from edgelm.models import load_model
     from edgelm.targets import FAMILIES, RIVALS, load_target
+    from edgelm.targets.board import family_member
 
     for name in RIVALS.get(target, (target,)):
         load_target(name)
     packed = output.name.endswith(SUFFIX)
     check_free(output, marker=None if packed else MANIFEST, force=force)
     if target in FAMILIES:
+        member = family_member(target)
         say(
-            f"{target} is a family of devices; exporting for its most conservative member, {FAMILIES[target]}."
+            f"{target} is a family of devices; exporting for {member.target}: {member.why}."
         )
     with (
         console.status(f"exporting {checkpoint}") as status,
@@ -143,6 +145,8 @@ def export(
     manifest = bundle.manifest
     about = manifest.provenance["precision"]
     device = load_target(manifest.target)
+    for note in manifest.provenance["fit"]["notes"]:
+        say(f"{device.title}: {note}")
     for name, rate in rates.items():
         say(f"{name}: {rate:.0f} texts a second on this machine")
     if as_json:
@@ -182,7 +186,7 @@ def export(
         )
     if device.engine is not None:
         say(
-            "Its engine is built on the device, from build.json; "
+            "Its engine is built on the device: edgelm build BUNDLE; "
             "the ONNX graph also runs with --provider CPUExecutionProvider."
         )
 

@@ -15,14 +15,33 @@ from edgelm.errors import InputError
 @click.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
-def targets(name: str | None, as_json: bool) -> None:
+@click.option(
+    "--fit",
+    "model",
+    metavar="MODEL",
+    help="Predict what a model needs there, to build its engine and to run.",
+)
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="For --fit: what it is exported in; auto is the target's own.",
+)
+def targets(name: str | None, as_json: bool, model: str | None, precision: str) -> None:
     """List the devices that edgelm exports for, or show the facts about one.
 
     \b
     edgelm targets jetson-orin-nano
+    edgelm targets jetson-orin-nano --fit minilm
     """
     from edgelm.targets import FAMILIES, RIVALS, list_targets, load_target, target_text
+    from edgelm.targets.board import family_member
 
+    if model is not None:
+        if name is None:
+            raise click.UsageError("--fit needs the name of a target.")
+        _show_fit(name, model, precision, as_json)
+        return
     if name is not None:
         target = load_target(name)
         if as_json:
@@ -39,14 +58,44 @@ def targets(name: str | None, as_json: bool) -> None:
         (t.name, t.title, t.runtime, " ".join(t.precisions)) for t in found
     ]
     rows += [
-        (family, f"family; off the device: {member}", "", "")
-        for family, member in FAMILIES.items()
+        (
+            family,
+            "family; here: {0.target} ({0.why})".format(family_member(family)),
+            "",
+            "",
+        )
+        for family in FAMILIES
     ]
     rows += [
         (rivals, "what export measures to be faster here", " or ".join(members), "")
         for rivals, members in RIVALS.items()
     ]
     show_table("Targets", ("name", "device", "runtime", "precisions"), rows)
+
+
+def _show_fit(name: str, model: str, precision: str, as_json: bool) -> None:
+    from edgelm.export.fitting import fit
+    from edgelm.export.precision import check_precision
+    from edgelm.models import load_model
+    from edgelm.targets import load_target
+
+    target = load_target(name)
+    chosen = target.default_precision if precision == "auto" else precision
+    check_precision(target, chosen)
+    found = fit(load_model(model), target, chosen)
+    if as_json:
+        emit({"target": target.name, "precision": chosen, **schema.plain(found)})
+        return
+    free = "" if found.available_mib is None else f" of {found.available_mib} MiB"
+    build = (
+        f", {found.build_mib:.0f} MiB to build the engine" if found.build_mib else ""
+    )
+    say(
+        f"{model} in {chosen} on {target.title}: weights {found.weights_mib:.0f} MiB; predicted "
+        f"{found.run_mib:.0f} MiB to run{build}{free}"
+    )
+    for note in found.notes:
+        say(f"{target.title}: {note}")
 
 
 @click.command()
@@ -121,4 +170,46 @@ def doctor(as_json: bool) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = {"targets": targets, "info": info, "doctor": doctor}
+@click.command()
+@click.argument("path", metavar="GRAPH|BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--tensorrt",
+    multiple=True,
+    metavar="VERSION",
+    help="Version that shall read it, repeatable; else those of the bundle's target, or 10.3.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
+def lint(path: Path, tensorrt: tuple[str, ...], as_json: bool) -> None:
+    """Check an ONNX graph against the rules of TensorRT's parser; exit 3 if it breaks any.
+
+    \b
+    edgelm lint bundle
+    """
+    from edgelm.bundle import MANIFEST, open_bundle
+    from edgelm.errors import GateError
+    from edgelm.export.lint import lint as check
+    from edgelm.targets import load_target
+
+    graph = path
+    if path.is_dir() or path.name == MANIFEST:
+        bundle = open_bundle(path if path.is_dir() else path.parent)
+        graph = bundle.file(bundle.manifest.graph.file)
+        engine = load_target(bundle.manifest.target).engine
+        tensorrt = tensorrt or (engine.tensorrt if engine else ())
+    elif not path.is_file():
+        raise InputError(f"{path} does not exist. Name an ONNX file or a bundle.")
+    versions = tensorrt or ("10.3",)
+    problems = check(graph, versions)
+    for problem in problems:
+        if as_json:
+            emit(schema.plain(problem))
+        else:
+            say(f"{problem.rule}: {problem.what}")
+    if problems:
+        raise GateError(
+            f"{graph} breaks {len(problems)} rules of TensorRT {', '.join(versions)}."
+        )
+    say(f"{graph}: nothing that TensorRT {', '.join(versions)} is known to refuse")
+
+
+COMMANDS = {"targets": targets, "info": info, "doctor": doctor, "lint": lint}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -29,12 +28,15 @@ from edgelm.embeddings import pool
 from edgelm.errors import ExportError, GateError, OutputExistsError, TargetError
 from edgelm.export import export
 from edgelm.export import graph as graphs
+from edgelm.export.audit import audit
 from edgelm.export.graph import export_graph, random_inputs
 from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.modules import wrap
+from edgelm.export.plan import profiles
 from edgelm.golden import load_golden
 from edgelm.metrics import snr_db
 from edgelm.models import load_model
+from edgelm.runtimes.tensorrt.plan import Profile, read_plan
 from tests.conftest import TINY, export_bundle, save_tiny, tiny_config
 
 Bundles = Callable[..., Path]
@@ -242,12 +244,33 @@ def test_large_weights_go_beside_the_graph(
 def test_jetson_carries_its_plan_and_facts(tiny: Any, tmp_path: Path) -> None:
     path = export_bundle(str(tiny("embedding")), tmp_path / "b", target="jetson")
     bundle = open_bundle(path)
-    assert bundle.manifest.target == "jetson-orin-nano"
-    plan = json.loads(bundle.file("build.json").read_text(encoding="utf-8"))
-    assert plan["compute_capability"] == "8.7"
-    assert [p["max"][1] for p in plan["profiles"]] == [32, 64, 128, 256]
-    assert [p["min"][1] for p in plan["profiles"]] == [1, 33, 65, 129]
+    assert bundle.manifest.target == "jetson-orin-nano-4gb"
+    plan = read_plan(bundle)
+    assert plan.compute_capability == "8.7"
+    assert not plan.sparse_2_4
+    assert plan.profiles == (Profile((1, 1), (4, 32), (16, 32)),)
+    assert bundle.manifest.provenance["fit"]["available_mib"] == 3072
     assert b"Jetson Orin Nano" in bundle.file("target.toml").read_bytes()
+
+
+@pytest.mark.parametrize("longest", [1, 31, 32, 33, 128, 512, 8192])
+def test_profiles_cover_every_length_once(longest: int) -> None:
+    """No length is in two, none is left out, none is longer than the model takes."""
+    made = profiles(longest, (32, 64, 128, 256, 512), (1, 8, 32))
+    lengths = [n for p in made for n in range(p.min[1], p.max[1] + 1)]
+    assert lengths == list(range(1, longest + 1))
+    assert all(p.opt == (8, p.max[1]) for p in made)
+    assert {p.max[1] for p in made[:-1]} <= {32, 64, 128, 256, 512}
+
+
+def test_int8_for_tensorrt_has_no_rows_of_int8(tiny: Any, tmp_path: Path) -> None:
+    """TensorRT reads int8 behind QuantizeLinear and DequantizeLinear only."""
+    path = export_bundle(
+        str(tiny("embedding")), tmp_path / "b", target="jetson", precision="int8"
+    )
+    found = audit(onnx.load(path / "model.onnx"))
+    assert {w.precision for w in found if w.kind == "product"} == {"int8"}
+    assert {w.precision for w in found if w.kind == "table"} == {"fp16", "fp32"}
 
 
 def test_golden_examples_are_the_models_own_answers(

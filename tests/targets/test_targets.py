@@ -9,6 +9,7 @@ import pytest
 
 from edgelm.errors import TargetError
 from edgelm.targets import FAMILIES, RIVALS, Target, list_targets, load_target
+from edgelm.targets.board import releases
 
 NAMES = list_targets()
 
@@ -27,11 +28,14 @@ def numbers(value: Any, path: str = "") -> list[str]:
         "engine.jetpack",
         "gpu.compute_capability",
         "gpu.sparse_2_4",
+        "gpu.formats",
+        "board.modules",
+        "power_modes",
     )
     counted = isinstance(value, (int, float)) or (
         isinstance(value, tuple) and value and isinstance(value[0], int)
     )
-    return [path] if counted or path in facts else []
+    return [path] if counted or (path in facts and value != ()) else []
 
 
 def test_the_first_targets_are_there() -> None:
@@ -40,8 +44,16 @@ def test_the_first_targets_are_there() -> None:
         "cpu-arm64",
         "cpu-openvino",
         "jetson-orin-nano",
+        "jetson-orin-nano-4gb",
+        "jetson-orin-nx",
+        "jetson-orin-nx-8gb",
         "jetson-agx-orin",
+        "jetson-agx-orin-32gb",
+        "jetson-thor-t4000",
+        "jetson-thor-t5000",
+        "jetson-xavier-nx",
         "nvidia-gpu",
+        "nvidia-gpu-sm80",
     } <= set(NAMES)
 
 
@@ -66,7 +78,27 @@ def test_targets_are_coherent(name: str) -> None:
         assert len(target.engine.batch) == 3
         assert list(target.engine.batch) == sorted(target.engine.batch)
         assert list(target.engine.sequence) == sorted(target.engine.sequence)
-        assert len(target.engine.tensorrt) == len(target.engine.jetpack)
+        assert target.gpu is not None
+        if target.family == "jetson":
+            pairs = zip(target.engine.jetpack, target.engine.tensorrt, strict=True)
+            known = {r.jetpack: r for r in releases()}
+            assert all(known[jp].tensorrt == trt for jp, trt in pairs)
+            assert all(known[jp].runs for jp in target.engine.jetpack)
+    if target.family == "jetson":
+        assert target.memory is not None
+        assert target.board is not None
+        modes = target.power_modes
+        assert len({m.id for m in modes}) == len({m.name for m in modes}) == len(modes)
+
+
+def test_what_a_target_has_been_measured_with_says_so() -> None:
+    """No number is claimed that nobody has a document for."""
+    kinds = {s.confidence for name in NAMES for s in load_target(name).sources}
+    assert kinds <= {"official", "measured", "community", "unverified", "choice"}
+    orin = load_target("jetson-orin-nx-8gb")
+    by_field = {f: s.confidence for s in orin.sources for f in s.fields}
+    assert by_field["memory.bandwidth_gbs"] == "unverified"
+    assert by_field["memory.total_mib"] == "official"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

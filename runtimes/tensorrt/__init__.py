@@ -1,0 +1,1 @@
+"""TensorRT on the device: engines built, cached, checked and run there."""
