@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgelm.bundle import NerInfo
 from edgelm.errors import InputError
-from edgelm.runtimes.engine import Engine, check_texts
+from edgelm.runtimes.engine import Engine, check_texts, view
 from edgelm.runtimes.labels import softmax, spans, split_label, transitions, viterbi
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class EntityRecognizer:
         minimum = self._minimum(thresholds)
         _check_choice("strategy", strategy, get_args(Strategy))
         _check_choice("units", units, get_args(Units))
-        given = [_Text.of(item, i) for i, item in enumerate(_listed(texts))]
+        given = [Text.of(item, i) for i, item in enumerate(_listed(texts))]
         if units == "words" and any(text.words is None for text in given):
             raise InputError(
                 'Units of words need texts that are lists of words, for example ["Ada", "wrote"].'
@@ -132,7 +132,7 @@ class EntityRecognizer:
             [encoding, *encoding.overflowing]
             for encoding in self.engine.tokenize([text.text for text in given])
         ]
-        logits = iter(self.engine.run([window for group in groups for window in group]))
+        logits = iter(self._logits([window for group in groups for window in group]))
         found = []
         for text, group in zip(given, groups, strict=True):
             tokens = self._join(text, group, [next(logits) for _ in group])
@@ -146,6 +146,13 @@ class EntityRecognizer:
             found.append(text.count(entities, units))
         return found
 
+    def _logits(self, windows: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+        head = self.engine.head
+        if head is None:
+            return self.engine.run(windows)
+        vectors = view(self.engine, "token_embeddings").run(windows)
+        return [head.logits(rows) for rows in vectors]
+
     def _minimum(self, thresholds: float | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(thresholds, Mapping):
             return dict.fromkeys(self.types, float(thresholds))
@@ -158,7 +165,7 @@ class EntityRecognizer:
 
     def _join(
         self,
-        text: _Text,
+        text: Text,
         windows: Sequence[Encoding],
         logits: Sequence[NDArray[np.float32]],
     ) -> _Tokens:
@@ -166,7 +173,7 @@ class EntityRecognizer:
         inner = [np.flatnonzero(np.equal(w.special_tokens_mask, 0)) for w in windows]
         step = 0
         if len(windows) > 1:
-            step = len(inner[0]) - int(self.engine.tokenizer.truncation["stride"])
+            step = len(inner[0]) - (self.engine.tokenizer.truncation or {})["stride"]
         total = step * (len(windows) - 1) + len(inner[-1])
         best = np.full(total, -1)
         offsets = np.zeros((total, 2), np.int64)
@@ -229,8 +236,8 @@ class EntityRecognizer:
 
 
 @dataclass(frozen=True)
-class _Text:
-    """A text, and its words where they were given.
+class Text:
+    """A text as it was given, and its words where they were given.
 
     Attributes:
         text: The text.
@@ -241,7 +248,7 @@ class _Text:
     words: list[tuple[int, int]] | None = None
 
     @classmethod
-    def of(cls, item: object, i: int) -> _Text:
+    def of(cls, item: object, i: int) -> Text:
         """From what the caller gave."""
         if isinstance(item, str):
             return cls(item)
