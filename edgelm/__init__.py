@@ -12,8 +12,12 @@ from edgelm.runtimes import (
     Embedder,
     Entity,
     EntityRecognizer,
+    Label,
+    Ranked,
     Scorer,
+    combine,
     load,
+    rank,
 )
 
 __version__ = "0.1.0"
@@ -24,7 +28,11 @@ __all__ = [
     "Embedder",
     "Entity",
     "EntityRecognizer",
+    "Label",
+    "Ranked",
     "Scorer",
     "__version__",
+    "combine",
     "load",
+    "rank",
 ]

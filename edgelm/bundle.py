@@ -14,10 +14,10 @@ from edgelm import schema
 from edgelm.errors import BundleError
 
 FORMAT = "edgelm-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
-CODES = "codes.safetensors"
+CODES, HEAD = "codes.safetensors", "head.safetensors"
 BUILD = "build.json"
 
 MANIFEST_LIMIT = 4 << 20
@@ -121,11 +121,28 @@ class ScoringInfo:
         labels: In the order of the logits.
         activation: Applied to the logits outside the graph.
         inputs: Whether an input is one text or a pair of texts.
+        range: Least and greatest score there can be; others are brought within.
     """
 
     labels: tuple[str, ...]
     activation: Literal["sigmoid", "softmax", "none"]
     inputs: Literal["single", "pair"]
+    range: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """A linear head that is applied to what the graph gives, outside of it.
+
+    Attributes:
+        file: Its weights (`edgelm.runtimes.heads.load_head`).
+        features: What it is applied to: the vector of a ``text``, a function of a
+            ``pair``'s two vectors that does not see their order, one that does
+            (``ordered-pair``), or the vector of a ``token``.
+    """
+
+    file: str
+    features: Literal["text", "pair", "ordered-pair", "token"]
 
 
 @dataclass(frozen=True)
@@ -192,6 +209,7 @@ class Manifest:
     codes: CodesInfo | None = None
     ner: NerInfo | None = None
     scoring: ScoringInfo | None = None
+    head: HeadInfo | None = None
     files: Mapping[str, FileInfo] = field(default_factory=dict)
 
 
@@ -276,7 +294,8 @@ def seal(folder: Path, manifest: Manifest) -> Bundle:
     manifest = replace(manifest, files=files)
     data = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        # A reader of version 1 would take a bundle's vectors for its head's logits.
+        "format_version": 1 if manifest.head is None else 2,
         **schema.plain(manifest),
     }
     data["digest"] = hashlib.sha256(_canonical(data)).hexdigest()

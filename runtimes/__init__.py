@@ -15,10 +15,22 @@ from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import Engine, open_engine
 from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.ner import Entity, EntityRecognizer
-from edgelm.runtimes.scoring import Scorer
+from edgelm.runtimes.ranking import Ranked, combine, rank
+from edgelm.runtimes.scoring import Label, Scorer
 from edgelm.runtimes.workers import choose_workers
 
-__all__ = ["BinaryIndex", "Embedder", "Entity", "EntityRecognizer", "Scorer", "load"]
+__all__ = [
+    "BinaryIndex",
+    "Embedder",
+    "Entity",
+    "EntityRecognizer",
+    "Label",
+    "Ranked",
+    "Scorer",
+    "combine",
+    "load",
+    "rank",
+]
 
 TASKS: dict[str, type[Embedder] | type[EntityRecognizer] | type[Scorer]] = {
     "embedding": Embedder,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import Bundle, CodesInfo, Manifest
+from edgelm.bundle import Bundle, CodesInfo, HeadInfo, Manifest
 from edgelm.errors import BundleError, InputError, SessionError
 from edgelm.runtimes.codes import Coder, load_coder
+from edgelm.runtimes.heads import PARTS, Head, load_head
 from edgelm.runtimes.openvino import PROVIDER, OpenVinoSession
 from edgelm.runtimes.session import OnnxSession, Session
 from edgelm.targets import load_target
@@ -33,6 +35,7 @@ class Engine:
         tokenizer: Its tokenizer. It cuts a long text into windows: the first is
             the truncated text, the others are its ``overflowing``.
         coder: What makes binary codes of its embeddings, where there is one.
+        head: What is applied to the graph's output, where the graph has none for its task.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Engine:
         session: Session,
         workers: int = 1,
         coder: Coder | None = None,
+        head: Head | None = None,
     ) -> None:
         """Put a tokenizer and a session together; `open_engine` does it for a bundle.
 
@@ -53,8 +57,10 @@ class Engine:
             session: What runs the graph.
             workers: Batches that run at once.
             coder: What makes binary codes of its embeddings.
+            head: What is applied to the graph's output.
         """
         self.coder = coder
+        self.head = head
         self.workers = workers
         self.name = name
         self.manifest = manifest
@@ -171,7 +177,39 @@ def open_engine(
     else:
         session = OnnxSession(graph, chosen, each)
     coder = None if manifest.codes is None else _open_coder(bundle, manifest.codes)
-    return Engine(bundle.name, manifest, tokenizer, session, workers, coder)
+    head = None if manifest.head is None else _open_head(bundle, manifest.head)
+    return Engine(bundle.name, manifest, tokenizer, session, workers, coder, head)
+
+
+def view(engine: Engine, output: str) -> Engine:
+    """The same session, giving another output of the graph.
+
+    Raises:
+        BundleError: The graph has no such output.
+    """
+    graph = engine.manifest.graph
+    tensors = [tensor for tensor in graph.outputs if tensor.name == output]
+    if not tensors:
+        raise BundleError(
+            f"The graph of {engine.name} has no output {output}; it has {', '.join(t.name for t in graph.outputs)}. "
+            "Export the bundle again with this output."
+        )
+    manifest = replace(engine.manifest, graph=replace(graph, outputs=tuple(tensors)))
+    other = engine.tokenizer, engine.session, engine.workers, engine.coder, engine.head
+    return Engine(engine.name, manifest, *other)
+
+
+def _open_head(bundle: Bundle, info: HeadInfo) -> Head:
+    manifest = bundle.manifest
+    labels = manifest.ner or manifest.scoring
+    dimension = manifest.embedding.dimension if manifest.embedding else 0
+    head = load_head(bundle.file(info.file), info.features)
+    due = (dimension * PARTS[info.features], len(labels.labels) if labels else 0)
+    if head.weight.shape != due:
+        raise BundleError(
+            f"The head of {bundle.name} is not the one that its manifest describes. Fit it again."
+        )
+    return head
 
 
 def _open_coder(bundle: Bundle, info: CodesInfo) -> Coder:

@@ -172,3 +172,30 @@ def tiny_scorer(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
 def tiny_bundle(bundles: Callable[..., Path], tmp_path: Path) -> Path:
     """A bundle of the tiny embedding model, float32."""
     return shutil.copytree(bundles("embedding"), tmp_path / "bundle")
+
+
+def with_token_embeddings(bundle: Path, to: Path) -> Path:
+    """The same bundle, whose graph also gives what its last layer norm gives."""
+    from dataclasses import replace
+
+    import onnx
+
+    from edgelm.bundle import MANIFEST, Tensor, open_bundle, seal
+
+    shutil.copytree(bundle, to)
+    manifest = open_bundle(to).manifest
+    model = onnx.load(to / manifest.graph.file)
+    norms = [n for n in model.graph.node if n.op_type == "LayerNormalization"]
+    assert manifest.embedding is not None
+    shape = ("batch", "sequence", manifest.embedding.dimension)
+    model.graph.node.append(
+        onnx.helper.make_node("Identity", [norms[-1].output[0]], ["token_embeddings"])
+    )
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("token_embeddings", 1, shape)
+    )
+    onnx.save(model, to / manifest.graph.file)
+    (to / MANIFEST).unlink()
+    outputs = (*manifest.graph.outputs, Tensor("token_embeddings", "float32", shape))
+    seal(to, replace(manifest, graph=replace(manifest.graph, outputs=outputs)))
+    return to

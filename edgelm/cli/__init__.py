@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": "look",
     "eval": "measure",
     "export": "export",
+    "fit-head": "fit",
     "index": "index",
     "info": "look",
     "lint": "look",

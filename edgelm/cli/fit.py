@@ -1,0 +1,102 @@
+"""Command that gives a bundle's encoder a head: fit-head."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from edgelm.cli.console import OUTPUT, emit, say, show_table
+from edgelm.cli.run import PROVIDER, THREADS
+
+
+@click.command("fit-head")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="JSON lines: text, or text1 and text2, with score, label or labels; or tokens and tags.",
+)
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The bundle to make.")
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "ridge", "logistic", "linear"]),
+    default="auto",
+    show_default=True,
+    help="auto: ridge for scores, logistic for labels and comparisons.",
+)
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Pairs are comparisons: a score above 0 says that text1 is better. Gives one score a text.",
+)
+@click.option("--group", help="Field whose values folds must not split, such as topic.")
+@click.option(
+    "--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the data."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the folds.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
+)
+@PROVIDER
+@THREADS
+def fit_head(
+    bundle: Path,
+    data: Path,
+    output: Path,
+    kind: str,
+    compare: bool,
+    group: str | None,
+    folds: int,
+    seed: int,
+    force: bool,
+    as_json: bool,
+    provider: str | None,
+    threads: int | None,
+) -> None:
+    """Fit a head to what the encoder of BUNDLE gives: a bundle that scores, classifies or finds entities.
+
+    Nothing but numpy and scipy is needed, so a device can do it. The penalty is chosen by cross-validation.
+
+    \b
+    edgelm fit-head bundle --data labelled.jsonl -o scorer
+    """
+    from edgelm.atomic import check_free
+    from edgelm.bundle import MANIFEST
+    from edgelm.calibration import open_binary, read_json_lines
+    from edgelm.heads import fit
+
+    check_free(output, marker=MANIFEST, force=force)
+    with open_binary(data) as stream:
+        examples = list(read_json_lines(stream, str(data)))
+    report = fit(
+        bundle,
+        examples,
+        output,
+        kind=kind,
+        compare=compare,
+        group=group,
+        folds=folds,
+        seed=seed,
+        force=force,
+        provider=provider,
+        threads=threads,
+    )
+    if as_json:
+        emit({"bundle": str(output), **asdict(report)})
+    rows = [
+        (f"{penalty:g}", f"{loss:.5f}", "chosen" if penalty == report.penalty else "")
+        for penalty, loss in report.losses.items()
+    ]
+    show_table(f"{folds} folds", ["penalty", "held-out loss", ""], rows)
+    for name, value in report.measures.items():
+        say(
+            f"held out, {name}: {value:.4f} (without a model: {report.baseline[name]:.4f})"
+        )
+    say(f"{output}: {report.kind} head on {report.rows} rows of {report.features}")
+
+
+COMMANDS = {"fit-head": fit_head}
