@@ -1,19 +1,26 @@
-"""Named-entity recognition: texts to entities with character offsets."""
+"""Named-entity recognition: texts to entities with their places in the text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.bundle import NerInfo
-from edgelm.runtimes.engine import Engine
+from edgelm.errors import InputError
+from edgelm.runtimes.engine import Engine, check_texts
+from edgelm.runtimes.labels import softmax, spans, split_label, transitions, viterbi
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
+
+Strategy = Literal["none", "simple", "first", "average", "max"]
+Units = Literal["code-points", "utf-8", "utf-16", "words"]
+Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -21,11 +28,11 @@ class Entity:
     """A named entity.
 
     Attributes:
-        start: First character in the text.
-        end: One behind its last character.
+        start: Where it begins in the text, in the units that were asked for.
+        end: One behind its end.
         label: Its type, for example ``PER``.
         score: Mean probability of its words' labels, 0..1.
-        text: ``text[start:end]``.
+        text: Its characters, as they stand in the text.
     """
 
     start: int
@@ -36,16 +43,18 @@ class Entity:
 
 
 @dataclass(frozen=True)
-class _Words:
-    """A text's words, each with its label probabilities.
+class _Tokens:
+    """A text's tokens without the special ones, its windows joined.
 
     Attributes:
-        offsets: ``(start, end)`` of each word in the text.
-        probabilities: float ``[words, labels]``: those of the word's first token.
+        offsets: ``[tokens, 2]``: start and end in code points.
+        words: Word of each token, ``[tokens]``, never falling.
+        rows: Label probabilities, float ``[tokens, labels]``.
     """
 
-    offsets: list[tuple[int, int]]
-    probabilities: NDArray[np.float64]
+    offsets: NDArray[np.int64]
+    words: NDArray[np.int64]
+    rows: Rows
 
 
 class EntityRecognizer:
@@ -54,6 +63,7 @@ class EntityRecognizer:
     Attributes:
         engine: The opened bundle.
         labels: Labels of a token, in the order of the logits.
+        types: Types of entities: the labels without their parts (``PER`` of ``B-PER``).
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -61,166 +71,264 @@ class EntityRecognizer:
         info = engine.manifest.ner or NerInfo((), "BIO")
         self.engine = engine
         self.labels = info.labels
-        self._start, self._allowed = transitions(info.labels)
+        kinds = (split_label(label)[1] for label in info.labels)
+        self.types = tuple(dict.fromkeys(kind for kind in kinds if kind))
+        self._start, self._allowed, self._end = transitions(info.labels)
+        # A tokenizer that does not split a text into words first says "word 0" always.
+        probe = engine.tokenizer.encode("a b", add_special_tokens=False).word_ids
+        self._splits_words = len(set(probe)) > 1
 
-    def extract(self, texts: Sequence[str]) -> list[list[Entity]]:
+    def extract(
+        self,
+        texts: Sequence[str | Sequence[str]],
+        *,
+        strategy: Strategy = "first",
+        constrained: bool = True,
+        thresholds: float | Mapping[str, float] = 0.0,
+        units: Units = "code-points",
+    ) -> list[list[Entity]]:
         """Find the entities of each text.
 
-        A text longer than the model takes is read in overlapping windows, so
-        nothing is cut; each token's label comes from the window in which it has
-        the most context.
+        A text longer than the model takes is read in overlapping windows, so nothing is
+        cut; each token's probabilities come from the window in which it has the most
+        context, and only then are words and entities made.
 
         Args:
-            texts: The texts.
+            texts: The texts; or texts that are split into words already, as lists of
+                words. Such a text is its words joined by single spaces, and none of its
+                entities ends within a word.
+            strategy: What is labelled. ``none``: each token, which is an entity of its
+                own, label as the model gives it (``B-PER``). ``simple``: each token;
+                neighbours are put together. ``first``, ``average``, ``max``: each word,
+                by its first token, by the mean of its tokens, or by its most certain
+                token. They mean what the token-classification pipeline of transformers
+                means by them, but for what a word is: that is the tokenizer's say.
+            constrained: Take the most probable sequence of labels that the scheme allows
+                (no inside without its begin). Otherwise each label is the most probable
+                one by itself, as in transformers. Models whose labels have a begin that
+                is only used between neighbours (IOB1) need it off.
+            thresholds: Least score of an entity; or for each type its own, 0 for
+                types that are not named.
+            units: What start and end count: ``code-points`` as Python does, bytes of
+                ``utf-8``, 16-bit units of ``utf-16`` as JavaScript and Java do, or the
+                given ``words``.
 
         Returns:
-            For each text its entities, by position; offsets count code points.
+            For each text its entities, by position.
 
         Raises:
-            InputError: Something among the texts is not a string.
+            InputError: Something among the texts is neither a string nor a list of
+                strings, a setting is not known, or a threshold is of no type.
         """
-        groups = [[e, *e.overflowing] for e in self.engine.tokenize(texts)]
-        logits = iter(self.engine.run([window for group in groups for window in group]))
-        return [
-            self._entities(text, self._words(group, [next(logits) for _ in group]))
-            for text, group in zip(texts, groups, strict=True)
-        ]
-
-    def _words(
-        self, windows: Sequence[Encoding], logits: Sequence[NDArray[np.float32]]
-    ) -> _Words:
-        """Join the windows of a text; the first token of a word speaks for it."""
-        best: dict[int, tuple[int, NDArray[np.float32]]] = {}
-        offsets: dict[int, tuple[int, int]] = {}
-        last_window = len(windows) - 1
-        for w, (window, rows) in enumerate(zip(windows, logits, strict=True)):
-            where = window.offsets
-            tokens = [(t, k) for t, k in enumerate(window.word_ids) if k is not None]
-            previous = None
-            for position, (token, word) in enumerate(tokens):
-                begin, end = where[token]
-                known = offsets.get(word, (begin, end))
-                offsets[word] = (min(known[0], begin), max(known[1], end))
-                continues = word == previous or known[0] < begin
-                previous = word
-                # The edges of the text are no edges: nothing is missing there.
-                left = position if w > 0 else len(tokens)
-                right = len(tokens) - 1 - position if w < last_window else len(tokens)
-                context = min(left, right)
-                if not continues and (word not in best or context > best[word][0]):
-                    best[word] = (context, rows[token])
-        order = sorted(best)
-        stacked = np.array([best[word][1] for word in order], dtype=np.float64)
-        stacked = stacked.reshape(len(order), len(self.labels))
-        return _Words([offsets[word] for word in order], softmax(stacked))
-
-    def _entities(self, text: str, words: _Words) -> list[Entity]:
-        path = viterbi(np.log(words.probabilities + 1e-30), self._start, self._allowed)
-        entities = []
-        for begin, end, label in spans([self.labels[k] for k in path]):
-            start, stop = words.offsets[begin][0], words.offsets[end - 1][1]
-            # Tokenizers with a space mark count the space before a word as its own.
-            start += len(text[start:stop]) - len(text[start:stop].lstrip())
-            chosen = words.probabilities[range(begin, end), path[begin:end]]
-            entities.append(
-                Entity(start, stop, label, float(chosen.mean()), text[start:stop])
+        minimum = self._minimum(thresholds)
+        _check_choice("strategy", strategy, get_args(Strategy))
+        _check_choice("units", units, get_args(Units))
+        given = [_Text.of(item, i) for i, item in enumerate(_listed(texts))]
+        if units == "words" and any(text.words is None for text in given):
+            raise InputError(
+                'Units of words need texts that are lists of words, for example ["Ada", "wrote"].'
             )
+        groups = [
+            [encoding, *encoding.overflowing]
+            for encoding in self.engine.tokenize([text.text for text in given])
+        ]
+        logits = iter(self.engine.run([window for group in groups for window in group]))
+        found = []
+        for text, group in zip(given, groups, strict=True):
+            tokens = self._join(text, group, [next(logits) for _ in group])
+            entities = [
+                entity
+                for kind, entity in self._entities(
+                    text.text, tokens, strategy, constrained
+                )
+                if entity.score >= minimum[kind]
+            ]
+            found.append(text.count(entities, units))
+        return found
+
+    def _minimum(self, thresholds: float | Mapping[str, float]) -> dict[str, float]:
+        if not isinstance(thresholds, Mapping):
+            return dict.fromkeys(self.types, float(thresholds))
+        unknown = [name for name in thresholds if name not in self.types]
+        if unknown:
+            raise InputError(
+                f"There is no type {unknown[0]!r} to have a threshold. The types are: {', '.join(self.types)}."
+            )
+        return {name: float(thresholds.get(name, 0.0)) for name in self.types}
+
+    def _join(
+        self,
+        text: _Text,
+        windows: Sequence[Encoding],
+        logits: Sequence[NDArray[np.float32]],
+    ) -> _Tokens:
+        """Join the windows of a text."""
+        inner = [np.flatnonzero(np.equal(w.special_tokens_mask, 0)) for w in windows]
+        step = 0
+        if len(windows) > 1:
+            step = len(inner[0]) - int(self.engine.tokenizer.truncation["stride"])
+        total = step * (len(windows) - 1) + len(inner[-1])
+        best = np.full(total, -1)
+        offsets = np.zeros((total, 2), np.int64)
+        words = np.zeros(total, np.int64)
+        rows = np.zeros((total, len(self.labels)), np.float64)
+        for w, (window, kept) in enumerate(zip(windows, inner, strict=True)):
+            n = len(kept)
+            # The edges of the text are no edges: nothing is missing there.
+            left = np.arange(n) if w > 0 else np.full(n, n)
+            right = np.arange(n)[::-1] if w < len(windows) - 1 else np.full(n, n)
+            context = np.minimum(left, right)
+            place = np.arange(w * step, w * step + n)
+            better = context > best[place]
+            place, kept = place[better], kept[better]
+            best[place] = context[better]
+            offsets[place] = np.array(window.offsets).reshape(-1, 2)[kept]
+            ids = [-1 if word is None else word for word in window.word_ids]
+            words[place] = np.array(ids, np.int64)[kept]
+            rows[place] = logits[w][kept]
+        known = words >= 0
+        offsets, words, rows = offsets[known], words[known], rows[known]
+        if text.words is not None or not self._splits_words:
+            words = text.word_of(offsets)
+        return _Tokens(offsets, words, softmax(rows))
+
+    def _entities(
+        self, text: str, tokens: _Tokens, strategy: str, constrained: bool
+    ) -> list[tuple[str, Entity]]:
+        """Entities, each with its type."""
+        if not len(tokens.rows):
+            return []
+        starts = np.arange(len(tokens.rows))
+        if strategy in _POOL:
+            starts = np.flatnonzero(np.diff(tokens.words, prepend=-1))
+        rows = _POOL.get(strategy, _first)(tokens.rows, starts)
+        path = rows.argmax(axis=1)
+        if constrained:
+            allowed = (self._start, self._allowed, self._end)
+            path = np.array(viterbi(np.log(rows + 1e-30), *allowed))
+        scores = rows[np.arange(len(rows)), path]
+        named = [self.labels[k] for k in path]
+        begins = tokens.offsets[starts, 0]
+        ends = np.maximum.reduceat(tokens.offsets[:, 1], starts)
+        parts = [(a, b, kind, kind) for a, b, kind in spans(named)]
+        if strategy == "none":
+            parts = [
+                (i, i + 1, split_label(label)[1], label)
+                for i, label in enumerate(named)
+                if label != "O"
+            ]
+        entities = []
+        for a, b, kind, label in parts:
+            begin, end = int(begins[a]), int(ends[b - 1])
+            # Tokenizers with a space mark count the space before a word as its own.
+            begin += len(text[begin:end]) - len(text[begin:end].lstrip())
+            score = float(scores[a:b].mean())
+            entity = Entity(begin, end, label, score, text[begin:end])
+            entities.append((kind, entity))
         return entities
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax over the last axis."""
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
-    result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
-    return result
+@dataclass(frozen=True)
+class _Text:
+    """A text, and its words where they were given.
 
-
-def transitions(labels: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which labels may begin a text, and which may follow which.
-
-    Args:
-        labels: ``O``, ``B-x``, ``I-x``, and where the scheme has them ``E-x``
-            and ``S-x`` (``L-x``, ``U-x``); or ``O`` and bare types.
-
-    Returns:
-        bool ``[labels]`` and bool ``[labels, labels]`` (from, to).
+    Attributes:
+        text: The text.
+        words: Start and end of each word, in code points; None for a plain text.
     """
-    parts = [_split(label) for label in labels]
-    kinds = {kind for kind, _ in parts}
-    has_begin, has_end = "B" in kinds, "E" in kinds
 
-    def follows(before: tuple[str, str], after: tuple[str, str]) -> bool:
-        open_type = before[1] if before[0] in ("B", "I") else None
-        if after[0] in ("I", "E") and has_begin:
-            return open_type == after[1]
-        return not (has_end and open_type is not None)
+    text: str
+    words: list[tuple[int, int]] | None = None
 
-    outside = ("O", "")
-    start = np.array([follows(outside, part) for part in parts])
-    allowed = np.array([[follows(a, b) for b in parts] for a in parts])
-    return start, allowed
+    @classmethod
+    def of(cls, item: object, i: int) -> _Text:
+        """From what the caller gave."""
+        if isinstance(item, str):
+            return cls(item)
+        if not isinstance(item, Sequence) or not all(isinstance(w, str) for w in item):
+            raise InputError(
+                f"Text {i} must be a string or a list of words. Got {type(item).__name__} instead."
+            )
+        words, start = [], 0
+        for word in item:
+            words.append((start, start + len(word)))
+            start += len(word) + 1
+        return cls(" ".join(item), words)
+
+    def word_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which given word a token stands in; without any, words are between white space."""
+        if self.words is not None:
+            starts = [start for start, _ in self.words]
+        else:
+            spaces = [-1, *(i for i, c in enumerate(self.text) if c.isspace())]
+            starts = [i + 1 for i in spaces]
+        found = []
+        for begin, end in offsets.tolist():
+            token = self.text[begin:end]
+            begin += len(token) - len(token.lstrip())
+            found.append(bisect_right(starts, begin) - 1)
+        return np.maximum.accumulate(np.array(found, np.int64))
+
+    def count(self, entities: list[Entity], units: str) -> list[Entity]:
+        """The same entities, their places in other units."""
+        if units == "code-points" or not entities:
+            return entities
+        if self.words is not None and units == "words":
+            starts = [start for start, _ in self.words]
+            return [
+                replace(
+                    e,
+                    start=bisect_right(starts, e.start) - 1,
+                    end=bisect_right(starts, e.end - 1),
+                )
+                for e in entities
+            ]
+        points = np.frombuffer(self.text.encode("utf-32-le"), np.uint32)
+        width = 1 + (points > 0xFFFF).astype(np.int64)
+        if units == "utf-8":
+            width += (points > 0x7F).astype(np.int64) + (points > 0x7FF)
+        place = np.concatenate([[0], np.cumsum(width)])
+        return [
+            replace(e, start=int(place[e.start]), end=int(place[e.end]))
+            for e in entities
+        ]
 
 
-def viterbi(
-    scores: NDArray[np.float64],
-    start: NDArray[np.bool_],
-    allowed: NDArray[np.bool_],
-) -> list[int]:
-    """The best sequence of labels that the scheme allows.
+def _first(rows: Rows, starts: NDArray[np.int64]) -> Rows:
+    """The first token speaks for its word."""
+    return rows[starts]
 
-    Args:
-        scores: Log-probabilities ``[words, labels]``.
-        start: Which labels may begin, bool ``[labels]``.
-        allowed: Which label may follow which, bool ``[labels, labels]``.
 
-    Returns:
-        The label index of each word.
-    """
-    if not len(scores):
+def _average(rows: Rows, starts: NDArray[np.int64]) -> Rows:
+    counts = np.diff(starts, append=len(rows))
+    mean: Rows = np.add.reduceat(rows, starts, axis=0) / counts[:, None]
+    return mean
+
+
+def _max(rows: Rows, starts: NDArray[np.int64]) -> Rows:
+    """The token that is surest of its label speaks for its word; the first of equals."""
+    peak = rows.max(axis=1)
+    ends = np.append(starts[1:], len(rows))
+    chosen = [a + int(peak[a:b].argmax()) for a, b in zip(starts, ends, strict=True)]
+    return rows[chosen]
+
+
+_POOL: dict[str, Callable[[Rows, NDArray[np.int64]], Rows]] = {
+    "first": _first,
+    "average": _average,
+    "max": _max,
+}
+
+
+def _listed(texts: object) -> Sequence[object]:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        check_texts(texts)
         return []
-    barrier = np.where(allowed, 0.0, -1e9)
-    total = scores[0] + np.where(start, 0.0, -1e9)
-    choices = []
-    for row in scores[1:]:
-        paths = total[:, None] + barrier
-        choices.append(paths.argmax(axis=0))
-        total = paths.max(axis=0) + row
-    path = [int(total.argmax())]
-    for choice in reversed(choices):
-        path.append(int(choice[path[-1]]))
-    return path[::-1]
+    return texts
 
 
-def spans(labels: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Spans of a sequence of labels.
-
-    Args:
-        labels: In BIO, BIOES, BILOU or IO.
-
-    Returns:
-        ``(begin, end, type)`` of each entity, half-open, in words. A part that
-        continues nothing begins an entity.
-    """
-    found: list[tuple[int, int, str]] = []
-    begin, kind = 0, ""
-    for i, label in enumerate([*labels, "O"]):
-        part, name = _split(label)
-        if kind and not (part in ("I", "E") and name == kind):
-            found.append((begin, i, kind))
-            kind = ""
-        if part != "O" and not kind:
-            begin, kind = i, name
-        if kind and part in ("E", "S"):
-            found.append((begin, i + 1, kind))
-            kind = ""
-    return found
-
-
-def _split(label: str) -> tuple[str, str]:
-    """``"B-PER"`` to ``("B", "PER")``; BILOU's L and U are E and S; a bare type is I."""
-    if label == "O":
-        return "O", ""
-    part, dash, name = label.partition("-")
-    if dash and part in ("B", "I", "E", "S", "L", "U"):
-        return {"L": "E", "U": "S"}.get(part, part), name
-    return "I", label
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(
+            f"The {name} must be one of {', '.join(choices)}. Got {value!r} instead."
+        )

@@ -16,7 +16,7 @@ from edgelm.errors import GateError, InputError, require
 from edgelm.evaluate.contender import Model
 from edgelm.metrics import entity_f1
 from edgelm.runtimes import Embedder, EntityRecognizer
-from edgelm.runtimes.ner import spans
+from edgelm.runtimes.labels import spans
 
 BUILT_IN = "built-in"
 Kind = Literal["similarity", "ner", "retrieval"]

@@ -27,7 +27,7 @@ from training import (
 from transformers import AutoModelForTokenClassification
 
 from edgelm.evaluate.accuracy import from_tags
-from edgelm.runtimes.ner import softmax, spans, transitions, viterbi
+from edgelm.runtimes.labels import softmax, spans, transitions, viterbi
 
 TYPES = {
     "PER": "PER person politician scientist writer musicalartist researcher",
@@ -148,7 +148,7 @@ def agrees_with_capitals(
 
 def label_silver(model: Any, texts: Sequence[list[str]]) -> list[Sentence]:
     """Sentences that the model labels surely and in agreement with their capitals."""
-    start, allowed = transitions(LABELS)
+    allowed = transitions(LABELS)
     encoded = [encode_words((words, [0] * len(words))) for words in texts]
     kept: list[Sentence] = []
     with torch.no_grad():
@@ -160,7 +160,7 @@ def label_silver(model: Any, texts: Sequence[list[str]]) -> list[Sentence]:
                 if len(firsts) < len(texts[i]):
                     continue
                 p = softmax(logits[row][[token for token, _ in firsts]])
-                path = viterbi(np.log(p + 1e-30), start, allowed)
+                path = viterbi(np.log(p + 1e-30), *allowed)
                 sure = min(
                     (p[k].max() for k, label in enumerate(path) if label), default=1
                 )
