@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +49,16 @@ class Scorer:
         return self.score_with_truncation(inputs)[0]
 
     def score_with_truncation(
-        self, inputs: Sequence[str] | Sequence[tuple[str, str]]
+        self,
+        inputs: Sequence[str] | Sequence[tuple[str, str]],
+        *,
+        activation: Literal["sigmoid", "softmax", "none"] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Score each input, and say which inputs were cut.
 
         Args:
             inputs: As for `score`.
+            activation: What turns logits into scores; the bundle's if not given.
 
         Returns:
             The scores, and a bool ``[n]``: True where an input was longer than the
@@ -67,7 +72,8 @@ class Scorer:
         truncated = np.array([bool(e.overflowing) for e in encodings], dtype=bool)
         rows = np.array(self.engine.run(encodings), dtype=np.float32)
         scores = activate(
-            rows.reshape(len(encodings), len(self.labels)), self._activation
+            rows.reshape(len(encodings), len(self.labels)),
+            activation or self._activation,
         )
         return (scores[:, 0] if len(self.labels) == 1 else scores), truncated
 

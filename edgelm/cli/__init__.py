@@ -27,6 +27,7 @@ COMMANDS = {
     "index": "index",
     "info": "look",
     "run": "run",
+    "serve": "serve",
     "targets": "look",
     "verify": "run",
 }

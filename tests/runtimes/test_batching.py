@@ -216,7 +216,7 @@ def test_an_input_that_fails_fails_alone() -> None:
 
 
 def test_no_inputs_no_rows_and_numbers_that_cannot_be() -> None:
-    with pytest.raises(InputError, match="must be at least 1. Got 0, 1 and 1"):
+    with pytest.raises(InputError, match=r"must be at least 1\. Got 0, 1 and 1"):
         Batcher(echo, max_tokens=0, max_queue=1)
     batcher = Batcher(echo, max_tokens=1, max_queue=1)
     assert batcher.run([]) == []
