@@ -14,6 +14,9 @@ Every error is one sentence that says what is wrong and, where there is one, the
       BinaryIndexError               an index is damaged, in use, too new, full or of another encoder
       OutputExistsError (OSError)    the output is there already
       MissingExtraError (ImportError)  a part of edgelm is not installed
+      OverloadError                  a queue is full: nothing was begun, try again later
+      DeadlineError (TimeoutError)   no answer within the time that the caller gave
+      ClosedError                    a shared model was closed
       GateError                      a check that was asked for failed; exit code 3
 """
 
@@ -71,6 +74,18 @@ class OutputExistsError(EdgelmError, OSError):
 
 class MissingExtraError(EdgelmError, ImportError):
     """A part of edgelm is not installed."""
+
+
+class OverloadError(EdgelmError):
+    """A queue is full: nothing was begun, try again later."""
+
+
+class DeadlineError(EdgelmError, TimeoutError):
+    """No answer within the time that the caller gave."""
+
+
+class ClosedError(EdgelmError):
+    """A shared model was closed."""
 
 
 class GateError(EdgelmError):

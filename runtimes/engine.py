@@ -108,13 +108,11 @@ class Engine:
             sequence axis is cut to the input's own length.
         """
         rows: list[NDArray[np.float32]] = [_NO_ROW] * len(encodings)
-        per_token = "sequence" in self._output.shape
 
         def run(batch: list[int]) -> None:
-            feeds = self._collate([encodings[i] for i in batch])
-            output = self.session.run(feeds)[self._output.name]
-            for row, i in zip(output, batch, strict=True):
-                rows[i] = row[: len(encodings[i])] if per_token else row
+            found = self.run_batch([encodings[i] for i in batch])
+            for row, i in zip(found, batch, strict=True):
+                rows[i] = row
 
         lengths = [len(encoding) for encoding in encodings]
         todo = list(batches(lengths, self.session.batch_tokens))
@@ -125,6 +123,13 @@ class Engine:
             with ThreadPoolExecutor(self.workers) as pool:
                 list(pool.map(run, todo))  # raises what a worker raised
         return rows
+
+    def run_batch(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+        """Run the graph once, on one padded batch; arguments and rows as for `run`."""
+        output = self.session.run(self._collate(encodings))[self._output.name]
+        if "sequence" not in self._output.shape:
+            return list(output)
+        return [row[: len(e)] for row, e in zip(output, encodings, strict=True)]
 
     def _collate(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
         info = self.manifest.tokenizer

@@ -29,6 +29,7 @@ COMMANDS = {
     "info": "look",
     "lint": "look",
     "run": "run",
+    "serve": "serve",
     "targets": "look",
     "verify": "run",
 }

@@ -1,0 +1,112 @@
+"""One model for many callers: the inputs of all of them run in common batches.
+
+>>> model = share(edgelm.load("bundle"))  # any number of threads may use it
+>>> with calling(Call(timeout_s=1.0)):
+...     vectors = model.encode(["A man is playing a flute."])
+>>> vectors = await in_thread(Call(), model.encode, ["A man is playing a flute."])
+>>> close(model)  # answers what it accepted
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from edgelm.errors import InputError
+from edgelm.runtimes.batching import Batcher, Row
+from edgelm.runtimes.calls import Call, calling, current, in_thread
+from edgelm.runtimes.embedding import Embedder
+from edgelm.runtimes.engine import Engine
+from edgelm.runtimes.ner import EntityRecognizer
+from edgelm.runtimes.scoring import Scorer
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+__all__ = ["Call", "SharedEngine", "calling", "close", "in_thread", "share"]
+
+M = TypeVar("M", Embedder, EntityRecognizer, Scorer)
+
+MAX_QUEUE = 1024
+
+
+class SharedEngine(Engine):
+    """An engine whose inputs go through a `Batcher`.
+
+    Attributes:
+        batcher: The queue.
+    """
+
+    def __init__(
+        self, engine: Engine, *, max_batch_tokens: int | None, max_queue: int
+    ) -> None:
+        """Take an opened engine; `share` does it."""
+        self.__dict__.update(engine.__dict__)
+        self.batcher = Batcher(
+            self.run_batch,
+            max_tokens=max_batch_tokens or engine.session.batch_tokens,
+            max_queue=max_queue,
+            workers=engine.workers,
+        )
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> list[Encoding]:
+        """As `Engine.tokenize`; a call may refuse texts that would be cut."""
+        began = time.monotonic()
+        encodings = super().tokenize(texts, pairs)
+        call = current()
+        if call is not None:
+            call.tokenize_s += time.monotonic() - began
+            if not call.cut:
+                self._refuse_long(encodings)
+        return encodings
+
+    def run(self, encodings: Sequence[Encoding]) -> list[Row]:
+        """As `Engine.run`, in common batches; errors are those of `Batcher.run`."""
+        return self.batcher.run(encodings, current())
+
+    def _refuse_long(self, encodings: Sequence[Encoding]) -> None:
+        for i, encoding in enumerate(encodings):
+            if encoding.overflowing:
+                limit = self.manifest.tokenizer.max_length
+                raise InputError(
+                    f"Input {i} is longer than the {limit} tokens that the model takes. "
+                    "Shorten it, or let it be cut with truncate."
+                )
+
+
+def share(
+    model: M, *, max_batch_tokens: int | None = None, max_queue: int = MAX_QUEUE
+) -> M:
+    """Make a model that any number of threads use at once, in common batches.
+
+    Results do not depend on what else is in a batch: to 1e-5 in float32 and in static int8. In
+    dynamic int8 the ranges of activations are taken over a whole batch, so the last digits do
+    depend on neighbours; ``max_batch_tokens=1`` runs every input alone, and then they do not.
+
+    Args:
+        model: What `edgelm.load` gave; it can still be used by itself. As many batches run at once
+            as it has workers.
+        max_batch_tokens: Limit of rows times longest row; what suits the runtime if not given.
+        max_queue: Inputs that may wait.
+
+    Returns:
+        A model of the same kind. `close` ends its threads.
+
+    Raises:
+        InputError: A number is less than 1.
+    """
+    shared = copy.copy(model)
+    shared.engine = SharedEngine(
+        model.engine, max_batch_tokens=max_batch_tokens, max_queue=max_queue
+    )
+    return shared
+
+
+def close(model: Embedder | EntityRecognizer | Scorer) -> None:
+    """Close a shared model: it takes no more inputs and answers those that it has taken."""
+    if isinstance(model.engine, SharedEngine):
+        model.engine.batcher.close()
