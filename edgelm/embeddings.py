@@ -16,26 +16,33 @@ if TYPE_CHECKING:
 
 
 class EmbeddingGraph(nn.Module):
-    """Token ids to pooled vectors."""
+    """Token ids to pooled vectors, and to those of the tokens where they are wanted."""
 
-    def __init__(self, model: nn.Module, info: EmbeddingInfo) -> None:
+    def __init__(
+        self, model: nn.Module, info: EmbeddingInfo, tokens: bool = False
+    ) -> None:
         """Wrap a base model of transformers."""
         super().__init__()
         self.model = model
         self.info = info
+        self.tokens = tokens
 
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Token ids, int64 ``[batch, sequence]``, to float32 ``[batch, dimension]``."""
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Token ids, int64 ``[batch, sequence]``, to float32 ``[batch, dimension]``.
+
+        With ``tokens`` also the last layer, ``[batch, sequence, dimension]``.
+        """
         kwargs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         hidden = self.model(
             input_ids=input_ids, attention_mask=attention_mask, **kwargs
-        )
-        return pool(hidden.last_hidden_state, attention_mask, self.info)
+        ).last_hidden_state
+        pooled = pool(hidden, attention_mask, self.info)
+        return (pooled, hidden) if self.tokens else pooled
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, info: EmbeddingInfo) -> torch.Tensor:

@@ -67,6 +67,11 @@ if TYPE_CHECKING:
     help="Let the graph give packed binary codes too, beside the embeddings.",
 )
 @click.option(
+    "--token-embeddings",
+    is_flag=True,
+    help="Let the graph give vectors of the tokens too, as `edgelm ner-index` needs them.",
+)
+@click.option(
     "--explain",
     "explained",
     is_flag=True,
@@ -92,6 +97,7 @@ def export(
     texts: str,
     min_snr_db: float | None,
     codes_output: bool,
+    token_embeddings: bool,
     explained: bool,
     domain: str | None,
     task: Any,
@@ -131,6 +137,7 @@ def export(
             "max_drop": max_drop,
             "min_snr_db": min_snr_db,
             "codes_output": codes_output,
+            "token_embeddings": token_embeddings,
             "force": force,
             "progress": lambda what: status.update(f"{checkpoint}: {what}"),
         }
