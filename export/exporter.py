@@ -73,7 +73,7 @@ def export(
     float_graph: Path | None = None,
     min_snr_db: float | None = None,
     codes_output: bool = False,
-    token_embeddings: bool = False,
+    token_embeddings: int | None = None,
     force: bool = False,
     progress: Progress = lambda what: None,
 ) -> Bundle:
@@ -94,8 +94,9 @@ def export(
         min_snr_db: Least agreement with the original model, dB; the precision's own
             if not given.
         codes_output: Let the graph give packed codes too, beside the embeddings.
-        token_embeddings: Let it give vectors of the tokens too: the last layer, float32
-            ``[batch, sequence, width]``. A ``float_graph`` must have been exported so.
+        token_embeddings: Let it give vectors of the tokens too, float32 ``[batch, sequence,
+            width]``: after this layer, -1 for the last. A ``float_graph`` must have been
+            exported so.
         force: Replace a bundle that is there already.
         progress: Called with what is being done.
 
@@ -114,7 +115,7 @@ def export(
     chosen = device.default_precision if precision == "auto" else precision
     check_precision(device, chosen)
     tolerance = TOLERANCE_DB[chosen] if min_snr_db is None else min_snr_db
-    wrap(loaded, tokens=token_embeddings)  # a task without bundles is refused at once
+    wrap(loaded, layer=token_embeddings)  # a task without bundles is refused at once
     if device.runtime == "openvino":
         require("openvino", "openvino")
     coder = _find_coder(loaded)
@@ -129,7 +130,7 @@ def export(
         examples = golden_examples(loaded)
         save_golden(folder, examples)
         progress("ONNX graph")
-        options = {
+        options: dict[str, Any] = {
             "token_embeddings": token_embeddings,
             "block": block,
             "max_drop": max_drop,
@@ -224,7 +225,7 @@ def _write_graph(
     calibration: Calibration,
     source: Path | None,
     *,
-    token_embeddings: bool,
+    token_embeddings: int | None,
     **options: Any,
 ) -> Written:
     with tempfile.TemporaryDirectory(

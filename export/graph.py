@@ -37,7 +37,7 @@ _SHAPES = ((1, 3), (2, 33), (5, 8), (1, 64))
 
 
 def export_graph(
-    loaded: LoadedModel, path: Path, opset: int, *, token_embeddings: bool = False
+    loaded: LoadedModel, path: Path, opset: int, *, token_embeddings: int | None = None
 ) -> Graph:
     """Write a float32 ONNX graph and check it against torch.
 
@@ -45,7 +45,8 @@ def export_graph(
         loaded: The model.
         path: The file to write.
         opset: Of the graph.
-        token_embeddings: Give vectors of the tokens too, as a second output.
+        token_embeddings: The layer whose token vectors are the second output, if
+            there shall be one; -1 for the last.
 
     Returns:
         Its interface.
@@ -56,8 +57,8 @@ def export_graph(
     """
     onnx = require("onnx", "export")
     require("onnxscript", "export")
-    module = wrap(loaded, tokens=token_embeddings)
-    wanted = interface(loaded, tokens=token_embeddings)
+    module = wrap(loaded, layer=token_embeddings)
+    wanted = interface(loaded, tokens=token_embeddings is not None)
     names = [tensor.name for tensor in wanted.inputs]
     vocabulary = int(loaded.model.config.vocab_size)
     # Of the example only the ranks matter, but its padding must be real: under an

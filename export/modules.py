@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgelm.bundle import EmbeddingInfo, Graph, Tensor
-from edgelm.embeddings import EmbeddingGraph
+from edgelm.embeddings import EmbeddingGraph, with_tokens
 from edgelm.errors import ExportError
 from edgelm.models import LoadedModel
 
@@ -18,13 +18,13 @@ TOKENS = "token_embeddings"
 
 
 class LogitsGraph(nn.Module):
-    """Token ids to the logits of a classification model, and to its last layer where that is wanted."""
+    """Token ids to the logits of a classification model, and to a layer's vectors where they are wanted."""
 
-    def __init__(self, model: nn.Module, tokens: bool = False) -> None:
+    def __init__(self, model: nn.Module, layer: int | None = None) -> None:
         """Wrap a token or sequence classification model of transformers."""
         super().__init__()
         self.model = model
-        self.tokens = tokens
+        self.layer = layer
 
     def forward(
         self,
@@ -34,42 +34,53 @@ class LogitsGraph(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Token ids, int64 ``[batch, sequence]``, to logits.
 
-        With ``tokens`` also the last layer, float32 ``[batch, sequence, width]``.
+        With ``layer`` also its vectors, float32 ``[batch, sequence, width]``.
         """
         kwargs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            output_hidden_states=self.tokens,
+            output_hidden_states=self.layer is not None,
             **kwargs,
         )
-        logits: torch.Tensor = output.logits
-        return (logits, output.hidden_states[-1]) if self.tokens else logits
+        return with_tokens(output.logits, output, self.layer)
 
 
-def wrap(loaded: LoadedModel, *, tokens: bool = False) -> nn.Module:
+def wrap(loaded: LoadedModel, *, layer: int | None = None) -> nn.Module:
     """The module that the graph computes, in float32.
 
     Args:
         loaded: The model.
-        tokens: Give vectors of the tokens too.
+        layer: Give the tokens' vectors after this layer too: -1 the last, 0 the
+            embedding table's.
 
     Raises:
-        ExportError: There are no bundles for the task, or no vectors of its tokens.
+        ExportError: There are no bundles for the task, no vectors of its tokens, or
+            no such layer.
     """
     if loaded.task not in OUTPUTS:
         raise ExportError(
             f"There are no bundles for the task {loaded.task} yet; edgelm exports {', '.join(OUTPUTS)}."
         )
-    if tokens and loaded.task == "scoring":
-        raise ExportError(
-            f"{loaded.name} scores texts; vectors of tokens are given by graphs of embedding and ner models."
-        )
+    if layer is not None:
+        _check_layer(loaded, layer)
     model: nn.Module = loaded.model
     model.float().eval()
     if isinstance(loaded.info, EmbeddingInfo):
-        return EmbeddingGraph(model, loaded.info, tokens).eval()
-    return LogitsGraph(model, tokens).eval()
+        return EmbeddingGraph(model, loaded.info, layer).eval()
+    return LogitsGraph(model, layer).eval()
+
+
+def _check_layer(loaded: LoadedModel, layer: int) -> None:
+    if loaded.task == "scoring":
+        raise ExportError(
+            f"{loaded.name} scores texts; vectors of tokens are given by graphs of embedding and ner models."
+        )
+    layers = int(loaded.model.config.get_text_config().num_hidden_layers)
+    if not -layers - 1 <= layer <= layers:
+        raise ExportError(
+            f"{loaded.name} has {layers} layers. Give --token-embeddings one from 0 to {layers}, or last."
+        )
 
 
 def interface(loaded: LoadedModel, *, tokens: bool = False) -> Graph:

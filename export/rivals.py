@@ -30,7 +30,7 @@ def export_fastest(
     path: Path,
     *,
     force: bool = False,
-    token_embeddings: bool = False,
+    token_embeddings: int | None = None,
     **options: Any,
 ) -> tuple[Bundle, dict[str, float]]:
     """Export for each target, measure the bundles in turns, keep the fastest.
@@ -41,7 +41,7 @@ def export_fastest(
             runtime is not installed here is passed over, but for the first.
         path: The folder to make.
         force: Replace a bundle that is there already.
-        token_embeddings: Let the graph give vectors of the tokens too.
+        token_embeddings: As for `edgelm.export.export`.
         **options: As for `edgelm.export.export`.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,6 +173,24 @@ def open_engine(
         session = OnnxSession(graph, chosen, each)
     coder = None if manifest.codes is None else _open_coder(bundle, manifest.codes)
     return Engine(bundle.name, manifest, tokenizer, session, workers, coder)
+
+
+def view(engine: Engine, output: str) -> Engine:
+    """The same session, giving another output of the graph.
+
+    Raises:
+        BundleError: The graph has no such output.
+    """
+    graph = engine.manifest.graph
+    tensors = tuple(tensor for tensor in graph.outputs if tensor.name == output)
+    if not tensors:
+        raise BundleError(
+            f"The graph of {engine.name} has no output {output}; it has {', '.join(t.name for t in graph.outputs)}. "
+            "Export the bundle again with this output."
+        )
+    manifest = replace(engine.manifest, graph=replace(graph, outputs=tensors))
+    other = engine.tokenizer, engine.session, engine.workers, engine.coder
+    return Engine(engine.name, manifest, *other)
 
 
 def _open_coder(bundle: Bundle, info: CodesInfo) -> Coder:

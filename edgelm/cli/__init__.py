@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "export",
     "index": "index",
     "info": "look",
+    "ner-index": "ner_index",
     "run": "run",
     "targets": "look",
     "verify": "run",

@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from edgelm.export.explain import Explanation
 
 
+class _Layer(click.IntRange):
+    """A number, or the word last, which is -1."""
+
+    name = "LAYER"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        return -1 if value == "last" else super().convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("checkpoint")
 @click.option(
@@ -68,8 +79,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--token-embeddings",
-    is_flag=True,
-    help="Let the graph give vectors of the tokens too, as `edgelm ner-index` needs them.",
+    type=_Layer(0),
+    metavar="LAYER",
+    help="Let the graph give vectors of the tokens too, as `edgelm ner-index` needs them: "
+    "after the layer of this number, or last.",
 )
 @click.option(
     "--explain",
@@ -97,7 +110,7 @@ def export(
     texts: str,
     min_snr_db: float | None,
     codes_output: bool,
-    token_embeddings: bool,
+    token_embeddings: int | None,
     explained: bool,
     domain: str | None,
     task: Any,
