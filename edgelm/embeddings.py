@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,26 +16,50 @@ if TYPE_CHECKING:
 
 
 class EmbeddingGraph(nn.Module):
-    """Token ids to pooled vectors."""
+    """Token ids to pooled vectors, and to those of the tokens where they are wanted."""
 
-    def __init__(self, model: nn.Module, info: EmbeddingInfo) -> None:
-        """Wrap a base model of transformers."""
+    def __init__(
+        self, model: nn.Module, info: EmbeddingInfo, layer: int | None = None
+    ) -> None:
+        """Wrap a base model of transformers.
+
+        Args:
+            model: The model.
+            info: How token vectors become one.
+            layer: Give the tokens' vectors after this layer too: -1 the last, 0 the
+                embedding table's.
+        """
         super().__init__()
         self.model = model
         self.info = info
+        self.layer = layer
 
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Token ids, int64 ``[batch, sequence]``, to float32 ``[batch, dimension]``."""
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Token ids, int64 ``[batch, sequence]``, to float32 ``[batch, dimension]``.
+
+        With ``layer`` also its vectors, ``[batch, sequence, dimension]``.
+        """
         kwargs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        hidden = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, **kwargs
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=self.layer is not None,
+            **kwargs,
         )
-        return pool(hidden.last_hidden_state, attention_mask, self.info)
+        pooled = pool(output.last_hidden_state, attention_mask, self.info)
+        return with_tokens(pooled, output, self.layer)
+
+
+def with_tokens(
+    result: torch.Tensor, output: Any, layer: int | None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """What a graph gives: its result, and where a layer is named its hidden states."""
+    return result if layer is None else (result, output.hidden_states[layer])
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, info: EmbeddingInfo) -> torch.Tensor:

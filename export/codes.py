@@ -23,7 +23,7 @@ def add_codes(path: Path, coder: Coder, vocabulary: int) -> Graph:
     """Let a graph give packed codes beside its embeddings, as `Coder.encode` gives them.
 
     Args:
-        path: The graph's file, which is replaced. Its one output is the embeddings.
+        path: The graph's file, which is replaced. Its first output is the embeddings.
         coder: What to add; it stays in float32 whatever the precision of the graph.
         vocabulary: How many tokens there are, to try the graph with.
 
@@ -111,9 +111,10 @@ def _improve(nodes: _Nodes, coder: Coder, centred: str, found: str) -> str:
 def _check(path: Path, vocabulary: int, coder: Coder) -> None:
     session = OnnxSession(path, "CPUExecutionProvider")
     names = [tensor.name for tensor in read_graph(path).inputs]
-    vectors, codes = session.run(random_inputs(names, 8, 16, vocabulary)).values()
+    outputs = session.run(random_inputs(names, 8, 16, vocabulary))
+    vectors = next(iter(outputs.values()))
     due = np.unpackbits(coder.encode(vectors), axis=1)
-    different = float((due != np.unpackbits(codes, axis=1)).mean())
+    different = float((due != np.unpackbits(outputs[OUTPUT], axis=1)).mean())
     if different > _MAX_DIFFERENT:
         raise ExportError(
             f"The graph gives other codes than numpy: {100 * different:.2f} % of the bits differ."

@@ -75,6 +75,7 @@ def export(
     float_graph: Path | None = None,
     min_snr_db: float | None = None,
     codes_output: bool = False,
+    token_embeddings: int | None = None,
     force: bool = False,
     progress: Progress = lambda what: None,
 ) -> Bundle:
@@ -95,6 +96,9 @@ def export(
         min_snr_db: Least agreement with the original model, dB; the precision's own
             if not given.
         codes_output: Let the graph give packed codes too, beside the embeddings.
+        token_embeddings: Let it give vectors of the tokens too, float32 ``[batch, sequence,
+            width]``: after this layer, -1 for the last. A ``float_graph`` must have been
+            exported so.
         force: Replace a bundle that is there already.
         progress: Called with what is being done.
 
@@ -114,7 +118,7 @@ def export(
     chosen = device.default_precision if precision == "auto" else precision
     check_precision(device, chosen)
     tolerance = TOLERANCE_DB[chosen] if min_snr_db is None else min_snr_db
-    wrap(loaded)  # a task without bundles is refused before any work
+    wrap(loaded, layer=token_embeddings)  # a task without bundles is refused at once
     predicted = fit(loaded, device, chosen)
     if device.runtime == "openvino":
         require("openvino", "openvino")
@@ -130,7 +134,8 @@ def export(
         examples = golden_examples(loaded)
         save_golden(folder, examples)
         progress("ONNX graph")
-        options = {
+        options: dict[str, Any] = {
+            "token_embeddings": token_embeddings,
             "block": block,
             "max_drop": max_drop,
             "search": precision == "auto" and chosen == "int8" and max_drop is not None,
@@ -229,6 +234,8 @@ def _write_graph(
     folder: Path,
     calibration: Calibration,
     source: Path | None,
+    *,
+    token_embeddings: int | None,
     **options: Any,
 ) -> Written:
     with tempfile.TemporaryDirectory(
@@ -236,7 +243,9 @@ def _write_graph(
     ) as work:
         if source is None:
             source = Path(work) / GRAPH
-            export_graph(loaded, source, target.opset)
+            export_graph(
+                loaded, source, target.opset, token_embeddings=token_embeddings
+            )
         return write_graph(
             loaded, target, precision, source, folder, calibration, **options
         )

@@ -37,13 +37,17 @@ PROTOBUF_LIMIT = 1 << 30
 _SHAPES = ((1, 3), (2, 33), (5, 8), (1, 64))
 
 
-def export_graph(loaded: LoadedModel, path: Path, opset: int) -> Graph:
+def export_graph(
+    loaded: LoadedModel, path: Path, opset: int, *, token_embeddings: int | None = None
+) -> Graph:
     """Write a float32 ONNX graph and check it against torch.
 
     Args:
         loaded: The model.
         path: The file to write.
         opset: Of the graph.
+        token_embeddings: The layer whose token vectors are the second output, if
+            there shall be one; -1 for the last.
 
     Returns:
         Its interface.
@@ -54,8 +58,8 @@ def export_graph(loaded: LoadedModel, path: Path, opset: int) -> Graph:
     """
     onnx = require("onnx", "export")
     require("onnxscript", "export")
-    module = wrap(loaded)
-    wanted = interface(loaded)
+    module = wrap(loaded, layer=token_embeddings)
+    wanted = interface(loaded, tokens=token_embeddings is not None)
     names = [tensor.name for tensor in wanted.inputs]
     vocabulary = int(loaded.model.config.vocab_size)
     # Of the example only the ranks matter, but its padding must be real: under an
@@ -73,7 +77,7 @@ def export_graph(loaded: LoadedModel, path: Path, opset: int) -> Graph:
                 dynamo=True,
                 dynamic_shapes=tuple(axes for _ in names),
                 input_names=names,
-                output_names=[wanted.outputs[0].name],
+                output_names=[tensor.name for tensor in wanted.outputs],
                 opset_version=opset,
                 verbose=False,
             )
@@ -90,7 +94,7 @@ def export_graph(loaded: LoadedModel, path: Path, opset: int) -> Graph:
     onnx.checker.check_model(str(path))
     graph = describe(proto, path.name)
     _check_interface(graph, wanted, loaded.name)
-    _check_values(module, path, names, vocabulary, loaded)
+    _check_values(module, path, wanted, vocabulary, loaded)
     return graph
 
 
@@ -182,7 +186,7 @@ def _check_interface(graph: Graph, wanted: Graph, name: str) -> None:
 def _check_values(
     module: nn.Module,
     path: Path,
-    names: list[str],
+    wanted: Graph,
     vocabulary: int,
     loaded: LoadedModel,
 ) -> None:
@@ -191,26 +195,32 @@ def _check_values(
         session = OnnxSession(path, "CPUExecutionProvider")
     except SessionError as error:
         raise ExportError(f"The exported graph does not load: {error}") from error
-    expected, found = [], []
+    names = [tensor.name for tensor in wanted.inputs]
+    expected: dict[str, list[Any]] = {tensor.name: [] for tensor in wanted.outputs}
+    found: dict[str, list[Any]] = {tensor.name: [] for tensor in wanted.outputs}
     for batch, sequence in _SHAPES:
         feeds = random_inputs(
             names, batch, min(sequence, loaded.max_length), vocabulary
         )
         with torch.no_grad():
-            due = module(*(torch.from_numpy(feeds[name]) for name in names)).numpy()
-        (output,) = session.run(feeds).values()
-        if loaded.task == "ner":  # what stands at a padding token means nothing
-            real = feeds["attention_mask"][..., None]
-            due, output = due * real, output * real
-        expected.append(due.ravel())
-        found.append(output.ravel())
+            given = module(*(torch.from_numpy(feeds[name]) for name in names))
+        dues = given if isinstance(given, tuple) else (given,)
+        outputs = session.run(feeds)
+        for tensor, due in zip(wanted.outputs, dues, strict=True):
+            # What stands at a padding token means nothing.
+            per_token = "sequence" in tensor.shape
+            real = feeds["attention_mask"][..., None] if per_token else 1
+            expected[tensor.name].append((due.numpy() * real).ravel())
+            found[tensor.name].append((outputs[tensor.name] * real).ravel())
     # All shapes together: one logit near zero alone has no ratio worth the name.
-    measured = snr_db(np.concatenate(expected), np.concatenate(found))
-    if not measured >= MIN_SNR_DB:
-        raise ExportError(
-            f"The exported graph of {loaded.name} does not compute what torch does: {measured:.1f} dB signal "
-            f"to noise over padded batches of several shapes; at least {MIN_SNR_DB:.0f} dB are due."
-        )
+    for name, parts in expected.items():
+        measured = snr_db(np.concatenate(parts), np.concatenate(found[name]))
+        if not measured >= MIN_SNR_DB:
+            raise ExportError(
+                f"The exported graph of {loaded.name} does not compute what torch does: its {name} have "
+                f"{measured:.1f} dB signal to noise over padded batches of several shapes; "
+                f"at least {MIN_SNR_DB:.0f} dB are due."
+            )
 
 
 @contextmanager

@@ -30,6 +30,7 @@ def export_fastest(
     path: Path,
     *,
     force: bool = False,
+    token_embeddings: int | None = None,
     **options: Any,
 ) -> tuple[Bundle, dict[str, float]]:
     """Export for each target, measure the bundles in turns, keep the fastest.
@@ -40,6 +41,7 @@ def export_fastest(
             runtime is not installed here is passed over, but for the first.
         path: The folder to make.
         force: Replace a bundle that is there already.
+        token_embeddings: As for `edgelm.export.export`.
         **options: As for `edgelm.export.export`.
 
     Returns:
@@ -56,11 +58,17 @@ def export_fastest(
         made: dict[str, Bundle] = {}
         source = Path(work) / "float" / GRAPH
         source.parent.mkdir()
-        export_graph(loaded, source, load_target(targets[0]).opset)
+        opset = load_target(targets[0]).opset
+        export_graph(loaded, source, opset, token_embeddings=token_embeddings)
         for name in targets:
             try:
                 made[name] = export(
-                    loaded, name, Path(work) / name, float_graph=source, **options
+                    loaded,
+                    name,
+                    Path(work) / name,
+                    float_graph=source,
+                    token_embeddings=token_embeddings,
+                    **options,
                 )
             except MissingExtraError:
                 if name == targets[0]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "index": "index",
     "info": "look",
     "lint": "look",
+    "ner-index": "ner_index",
     "run": "run",
     "serve": "serve",
     "targets": "look",

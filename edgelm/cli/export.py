@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from edgelm.export.explain import Explanation
 
 
+class _Layer(click.IntRange):
+    """A number, or the word last, which is -1."""
+
+    name = "LAYER"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        return -1 if value == "last" else super().convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("checkpoint")
 @click.option(
@@ -67,6 +78,13 @@ if TYPE_CHECKING:
     help="Let the graph give packed binary codes too, beside the embeddings.",
 )
 @click.option(
+    "--token-embeddings",
+    type=_Layer(0),
+    metavar="LAYER",
+    help="Let the graph give vectors of the tokens too, as `edgelm ner-index` needs them: "
+    "after the layer of this number, or last.",
+)
+@click.option(
     "--explain",
     "explained",
     is_flag=True,
@@ -92,6 +110,7 @@ def export(
     texts: str,
     min_snr_db: float | None,
     codes_output: bool,
+    token_embeddings: int | None,
     explained: bool,
     domain: str | None,
     task: Any,
@@ -133,6 +152,7 @@ def export(
             "max_drop": max_drop,
             "min_snr_db": min_snr_db,
             "codes_output": codes_output,
+            "token_embeddings": token_embeddings,
             "force": force,
             "progress": lambda what: status.update(f"{checkpoint}: {what}"),
         }

@@ -76,6 +76,11 @@ _CHUNK = 256
     help="Of embeddings: vectors; packed binary codes (hexadecimal) of documents or of queries; "
     "or the float rows of queries that are scored against codes.",
 )
+@click.option(
+    "--ner-index",
+    type=click.Path(path_type=Path),
+    help="Find entities by this index of labelled words (`edgelm ner-index build`).",
+)
 @PROVIDER
 @THREADS
 @WORKERS
@@ -85,6 +90,7 @@ def run(
     source: Path | None,
     form: str,
     output: Any,
+    ner_index: Path | None,
     provider: str | None,
     threads: int | None,
     workers: int | Literal["auto"],
@@ -100,6 +106,7 @@ def run(
     """
     import edgelm
     from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
+    from edgelm.runtimes.few_shot import FewShotRecognizer
 
     if texts and source is not None:
         raise click.UsageError("Give texts or --input, not both.")
@@ -107,7 +114,10 @@ def run(
         if sys.stdin.isatty():
             raise click.UsageError("Give texts, or --input FILE (- for stdin).")
         source = Path("-")
-    model = edgelm.load(bundle, threads=threads, workers=workers, provider=provider)
+    loaded = edgelm.load(bundle, threads=threads, workers=workers, provider=provider)
+    model: Embedder | EntityRecognizer | Scorer | FewShotRecognizer = loaded
+    if ner_index is not None:
+        model = FewShotRecognizer(loaded.engine, ner_index)
     if output != "vectors" and not isinstance(model, Embedder):
         raise click.UsageError("--output is for bundles of embedding models.")
     pairs = isinstance(model, Scorer) and model.takes_pairs
@@ -117,7 +127,7 @@ def run(
             found, cut = model.encode_with_truncation(rows, output=output)
             for text, row, long in zip(rows, found, cut, strict=True):
                 emit({"text": text, **_embedding(row), "truncated": bool(long)})
-        elif isinstance(model, EntityRecognizer):
+        elif isinstance(model, (EntityRecognizer, FewShotRecognizer)):
             for text, entities in zip(rows, model.extract(rows), strict=True):
                 emit(
                     {"text": text, "entities": [asdict(entity) for entity in entities]}

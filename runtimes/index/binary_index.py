@@ -135,6 +135,24 @@ class BinaryIndex:
         """Width of a code."""
         return self.manifest.bits
 
+    def path_of(self, name: str) -> Path:
+        """Where an attached file is (`Writer.attach`).
+
+        Raises:
+            KeyError: The index has no such file.
+        """
+        if name not in self.manifest.files:
+            raise KeyError(name)
+        return self._snapshot.path(name)
+
+    def texts(self) -> list[str]:
+        """What is kept with each row, deleted rows included, in the order of adding.
+
+        Raises:
+            BinaryIndexError: A record is damaged.
+        """
+        return [self._snapshot.record(row)[1] for row in range(self.manifest.rows)]
+
     def refresh(self) -> None:
         """See what has been added and deleted since the index was opened."""
         self._snapshot = open_snapshot(self.path)

@@ -14,6 +14,7 @@ from edgelm.runtimes.index.snapshot import (
     CODES,
     DELETED,
     FACTORS,
+    LISTS,
     RECORDS,
     ROW,
     ROWS,
@@ -89,6 +90,20 @@ def copy_live_rows(
         )
         files = append(folder, files, appended)
     return files
+
+
+def copy_attached(old: Snapshot, folder: Path) -> dict[str, FileState]:
+    """Copy what was attached to a snapshot and does not depend on its rows: all but the lists.
+
+    Raises:
+        OSError: There is no room.
+    """
+    known = {*columns(old.manifest), RECORDS, DELETED, LISTS}
+    states = {n: s for n, s in old.manifest.files.items() if n not in known}
+    for name, state in states.items():
+        (folder / name).touch()
+        _write(folder / name, 0, old.path(name).read_bytes()[: state.size])
+    return states
 
 
 def _write(path: Path, offset: int, data: bytes) -> None:

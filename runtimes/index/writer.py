@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edgelm.errors import BinaryIndexError, InputError
 from edgelm.runtimes.index.checks import check_column, check_ids, check_records
-from edgelm.runtimes.index.files import append, copy_live_rows
+from edgelm.runtimes.index.files import append, copy_attached, copy_live_rows
 from edgelm.runtimes.index.keys import KeyMap
 from edgelm.runtimes.index.manifest import (
     LOCK,
@@ -185,7 +185,7 @@ class Writer:
         folder = self.index / fresh.folder
         try:
             shutil.rmtree(folder, ignore_errors=True)
-            files = copy_live_rows(old, fresh, folder)
+            files = copy_live_rows(old, fresh, folder) | copy_attached(old, folder)
             sync_folder(folder)
             self._swap(replace(fresh, files=files))
         except OSError as error:
