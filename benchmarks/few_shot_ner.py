@@ -21,7 +21,6 @@ from typing import Any
 
 import click
 import numpy as np
-from examples.adapters.train import COARSE
 from rich.console import Console
 from rich.table import Table
 
@@ -41,6 +40,7 @@ from edgelm.runtimes.few_shot import (
     in_context,
     word_vectors,
 )
+from examples.adapters.train import COARSE
 
 DOMAINS = ("ai", "literature", "music", "politics", "science")
 Rows = Sequence[Mapping[str, Any]]
@@ -56,7 +56,9 @@ def coarse(spans: Sequence[set[Span]]) -> list[set[Span]]:
 
 
 def found_by(
-    words: Sequence[WordVectors], labels: Sequence[str], probabilities: Callable[[Any], Any]
+    words: Sequence[WordVectors],
+    labels: Sequence[str],
+    probabilities: Callable[[Any], Any],
 ) -> list[set[Span]]:
     return [
         {
@@ -101,8 +103,12 @@ def methods(
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
-@click.option("--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), required=True)
-@click.option("--ner", type=click.Path(path_type=Path), help="NER bundle to compare with.")
+@click.option(
+    "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), required=True
+)
+@click.option(
+    "--ner", type=click.Path(path_type=Path), help="NER bundle to compare with."
+)
 @click.option("--split", default="test", show_default=True)
 @click.option("--bits", default=512, show_default=True)
 @click.option("--domains", default=",".join(DOMAINS), show_default=True)
@@ -118,11 +124,20 @@ def main(
 ) -> None:
     rows: list[dict[str, Any]] = []
 
-    def add(encoder: str, method: str, domain: str, found: Any, gold: Any, **more: Any) -> None:
+    def add(
+        encoder: str, method: str, domain: str, found: Any, gold: Any, **more: Any
+    ) -> None:
         exact = None if method == "its own labels" else entity_f1(gold, found)["f1"]
         rough = entity_f1(coarse(gold), coarse(found))["f1"]
         rows.append(
-            {"encoder": encoder, "method": method, "domain": domain, "f1": exact, "coarse": rough, **more}
+            {
+                "encoder": encoder,
+                "method": method,
+                "domain": domain,
+                "f1": exact,
+                "coarse": rough,
+                **more,
+            }
         )
 
     for domain in domains.split(","):
@@ -141,10 +156,15 @@ def main(
         if ner is not None:
             recognizer = edgelm.load(ner)
             assert isinstance(recognizer, edgelm.EntityRecognizer)
-            spans = [{(e.start, e.end, e.label) for e in r} for r in recognizer.extract(texts)]
+            spans = [
+                {(e.start, e.end, e.label) for e in r}
+                for r in recognizer.extract(texts)
+            ]
             add(ner.name, "its own labels", domain, spans, gold)
         click.echo(f"{domain} done", err=True)
-    table = Table(title=f"Entity F1, CrossNER {split} (in brackets: coarse types)", box=None)
+    table = Table(
+        title=f"Entity F1, CrossNER {split} (in brackets: coarse types)", box=None
+    )
     names = domains.split(",")
     for column in ("encoder", "method", *names, "mean"):
         table.add_column(column)

@@ -217,24 +217,6 @@ def _open_head(bundle: Bundle, info: HeadInfo) -> Head:
     return head
 
 
-def view(engine: Engine, output: str) -> Engine:
-    """The same session, giving another output of the graph.
-
-    Raises:
-        BundleError: The graph has no such output.
-    """
-    graph = engine.manifest.graph
-    tensors = tuple(tensor for tensor in graph.outputs if tensor.name == output)
-    if not tensors:
-        raise BundleError(
-            f"The graph of {engine.name} has no output {output}; it has {', '.join(t.name for t in graph.outputs)}. "
-            "Export the bundle again with this output."
-        )
-    manifest = replace(engine.manifest, graph=replace(graph, outputs=tensors))
-    other = engine.tokenizer, engine.session, engine.workers, engine.coder
-    return Engine(engine.name, manifest, *other)
-
-
 def _open_coder(bundle: Bundle, info: CodesInfo) -> Coder:
     coder = load_coder(bundle.file(info.file))
     due = bundle.manifest.embedding

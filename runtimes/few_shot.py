@@ -24,7 +24,8 @@ from edgelm.errors import BinaryIndexError
 from edgelm.runtimes.codes import Coder, Floats
 from edgelm.runtimes.engine import Engine, check_texts, view
 from edgelm.runtimes.index import BinaryIndex, EncoderInfo
-from edgelm.runtimes.ner import Entity, softmax, spans, transitions, viterbi
+from edgelm.runtimes.labels import softmax, spans, transitions, viterbi
+from edgelm.runtimes.ner import Entity
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -38,7 +38,7 @@ from edgelm.runtimes.few_shot import (
 )
 from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.index.manifest import MANIFEST, sync_folder
-from edgelm.runtimes.ner import spans
+from edgelm.runtimes.labels import spans
 
 # What is tried where the voting is chosen.
 NEIGHBOURS, TEMPERATURES, OUTSIDE = (60, 20, 5), (0.1, 0.05), (1.0, 0.5, 0.25)

@@ -214,8 +214,9 @@ class _Finder:
         inside |= self._flood(
             contexts,
             self._before,
-            lambda i: i in self.weights
-            or self.nodes[i].op_type == "DynamicQuantizeLinear",
+            lambda i: (
+                i in self.weights or self.nodes[i].op_type == "DynamicQuantizeLinear"
+            ),
         )
         behind = self._flood(
             contexts,
@@ -252,7 +253,7 @@ class _Finder:
 
     def _is_scale(self, name: str) -> bool:
         node = self.nodes[self.maker[name]]
-        return node.op_type == "DynamicQuantizeLinear" and name != node.output[0]
+        return bool(node.op_type == "DynamicQuantizeLinear" and name != node.output[0])
 
     def _is_step(self, name: str) -> bool:
         """Whether a tensor is the step of a quantiser, perhaps times constants."""
@@ -287,9 +288,7 @@ class _Finder:
                 i
                 for i in self._before(mean)
                 if self.nodes[i].op_type == "Pow"
-                or (
-                    self.nodes[i].op_type == "Mul" and len({*self.nodes[i].input}) == 1
-                )
+                or (self.nodes[i].op_type == "Mul" and len({*self.nodes[i].input}) == 1)
             }
             found |= {mean} | pieces | squares
         return {i for i in found if i not in self.group and i not in self.weights}
