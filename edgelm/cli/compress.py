@@ -9,6 +9,7 @@ import click
 
 from edgelm.calibration import Calibration
 from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_table
+from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
 
 
 @click.command()
@@ -228,22 +229,22 @@ def compress(
         verdict,
     )
 
-    judged, ffn_keep = _experts(experts, active, ffn_keep)
+    judged, ffn_keep = experts_of(experts, active, ffn_keep)
     if preset is not None:
         if ffn_keep is not None:
             raise click.UsageError(
                 "--preset says how many neurons stay; leave --ffn-keep and --experts out."
             )
         ffn_keep = str(recipes.PRESETS[preset])
-    domains, general = _by_domain(texts)
+    domains, general = by_domain(texts)
     if domains:
         if ffn_keep in (None, "auto") or judged or sparsity or code_bits:
             raise click.UsageError(
                 "--calibration NAME=FILE goes with --ffn-keep SHARE or --preset, and is the last step: "
                 "leave --experts, --sparsity and --codes out."
             )
-        keep, ffn_keep = _number(str(ffn_keep)), None
-    steps = _shrink_steps(ffn_keep, judged, heads_keep, budget, skip)
+        keep, ffn_keep = number(str(ffn_keep)), None
+    steps = shrink_steps(ffn_keep, judged, heads_keep, budget, skip)
     if domains:
         shared = keep / 2 if isinstance(keep, float) else keep
         part = {"texts": domains, "keep": keep, "shared": shared}
@@ -252,7 +253,7 @@ def compress(
         steps.append(
             {
                 "method": "sparsify",
-                "sparsity": sparsity if ":" in sparsity else _number(sparsity),
+                "sparsity": sparsity if ":" in sparsity else number(sparsity),
                 "saliency": saliency,
                 "refine": refine,
                 "repair": repair,
@@ -338,75 +339,6 @@ def compress(
         kept, of = report.vocabulary
         say(f"{kept} of {of} tokens are left.")
     say(f"{size_sentence(report.layers)} All of it: {output / PAGE}".strip())
-
-
-def _experts(
-    experts: str | None, active: int | None, ffn_keep: str | None
-) -> tuple[int, str | None]:
-    """How many experts to judge by, 0 for none, and the share of neurons that stays."""
-    if experts is None and active is None:
-        return 0, ffn_keep
-    if experts == "auto":
-        keep = _number(ffn_keep or "0.5")
-        if active is not None or not isinstance(keep, float) or keep * 8 % 1:
-            raise click.UsageError(
-                "Give --experts auto without --active, and with --ffn-keep in eighths, such as 0.5."
-            )
-        return 8, str(keep)
-    if not (experts or "").isdecimal() or not int(experts or 0) or not active:
-        raise click.UsageError(
-            "Give --experts N with --active K, both at least 1, or --experts auto."
-        )
-    if ffn_keep is not None:
-        raise click.UsageError(
-            "--experts N --active K says what stays: leave --ffn-keep out."
-        )
-    return int(experts or 0), str(active / int(experts or 0))
-
-
-def _shrink_steps(
-    ffn_keep: str | None,
-    experts: int,
-    heads_keep: float | None,
-    budget: float | None,
-    skip: tuple[str, ...],
-) -> list[dict[str, Any]]:
-    """The steps that flags ask for: heads first, so that neurons make up for them."""
-    if budget is not None and ffn_keep != "auto":
-        raise click.UsageError("--budget goes with --ffn-keep auto.")
-    steps: list[dict[str, Any]] = []
-    if heads_keep is not None:
-        steps.append({"part": "heads", "keep": heads_keep})
-    if ffn_keep == "auto":
-        keep = 0.5 if budget is None else budget
-        steps.append({"part": "neurons", "keep": keep, "allocation": "auto"})
-    elif ffn_keep is not None:
-        keep_alike = _number(ffn_keep)
-        steps.append({"part": "neurons", "keep": keep_alike, "experts": experts})
-    return [{"method": "shrink", "skip": skip, **step} for step in steps]
-
-
-def _by_domain(texts: tuple[str, ...]) -> tuple[dict[str, str], str]:
-    """Files by domain, and the one of no domain."""
-    domains: dict[str, str] = {}
-    general = []
-    for text in texts:
-        name, sign, file = text.partition("=")
-        if not sign or Path(text).exists():
-            general.append(text)
-        elif domains.setdefault(name, file) != file:
-            raise click.UsageError(f"--calibration names the domain {name} twice.")
-    if len(general) > 1:
-        raise click.UsageError("Give --calibration FILE once, or NAME=FILE.")
-    return domains, (general or ["built-in"])[0]
-
-
-def _number(text: str) -> float | str:
-    """A number where it is one; what it may be is checked where it is used."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 COMMANDS = {"compress": compress}
