@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/edgelm demo --force
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install
 	$(BIN)/python -m pytest -m slow
