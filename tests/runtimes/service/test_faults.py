@@ -116,7 +116,7 @@ def test_a_request_that_dawdles_is_ended_and_holds_up_nobody(bundles: Bundles) -
 
 def test_no_accepted_request_is_lost_on_sigterm(bundles: Bundles) -> None:
     """Clients under load see answers until the port is closed, and every logged answer arrived."""
-    with serving(str(bundles("embedding"))) as server:
+    with serving(str(bundles("embedding")), "--max-queue", "2000") as server:
         answered: list[int] = []
         enough = threading.Event()
 
