@@ -65,12 +65,19 @@ def _invalid(request: Request, error: Exception) -> Response:
     """The first thing that is wrong, by its place; never the value, which may be a text."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = dict(error.errors()[0])
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"{place}: {first['msg']}" if place else str(first["msg"])
-    status = 400 if first["type"] == "json_invalid" else 422
+    # Behind a field's name pydantic writes which type of a union it tried.
+    fields = [part for part in first["loc"] if part != "body"]
+    named = [str(p) for p in fields[:1]] + [str(p) for p in fields if type(p) is int]
+    place = ".".join(dict.fromkeys(named))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    status = 422
     if first["type"] == "json_invalid":
+        status, place = 400, ""
         message = f"The body is not JSON: {first['ctx']['error']}."
-    refusal = Refusal(message, status, kind="Validation", param=place or None)
+    if place:
+        message = f"{place}: {message}"
+    param = place.partition(".")[0] or None
+    refusal = Refusal(message, status, kind="Validation", param=param)
     return error_reply(request.url.path, refusal)
 
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _unicode(text: str) -> str:
+    """JSON can write halves of surrogate pairs, which are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not Unicode: half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
-Input = str | Tokens
+Input = Text | Tokens
 Inputs = Input | list[Input]
 
 
@@ -16,7 +28,7 @@ class Body(BaseModel):
     """A request; ``model`` names a bundle."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
-    model: str | None = None
+    model: Text | None = None
 
 
 class Truncated(Body):
@@ -29,7 +41,7 @@ class Truncated(Body):
 class Prompted(Truncated):
     """With a prompt."""
 
-    prompt_name: str | None = None
+    prompt_name: Text | None = None
 
 
 class EmbedBody(Prompted):
@@ -49,18 +61,18 @@ class EmbedAllBody(Prompted):
 class PredictBody(Truncated):
     """`/predict`: a text, a pair, or a batch of lists of one or two texts."""
 
-    inputs: str | list[str] | list[list[str]]
+    inputs: Text | list[Text] | list[list[Text]]
     raw_scores: bool = False
 
 
 class RerankBody(Truncated):
     """`/rerank`: with ``texts`` as text-embeddings-inference, with ``documents`` as Cohere."""
 
-    query: str
-    texts: list[str] | None = None
+    query: Text
+    texts: list[Text] | None = None
     raw_scores: bool = False
     return_text: bool = False
-    documents: list[str] | None = None
+    documents: list[Text] | None = None
     return_documents: bool = False
     top_n: Annotated[int, Field(ge=1)] | None = None
 
@@ -69,8 +81,8 @@ class SimilarityInputs(BaseModel):
     """A sentence and those to compare it with."""
 
     model_config = ConfigDict(strict=True)
-    source_sentence: str
-    sentences: list[str]
+    source_sentence: Text
+    sentences: list[Text]
 
 
 class SimilarityParameters(BaseModel):
@@ -79,7 +91,7 @@ class SimilarityParameters(BaseModel):
     model_config = ConfigDict(strict=True)
     truncate: bool | None = None
     truncation_direction: Literal["Right", "right", "Left", "left"] = "Right"
-    prompt_name: str | None = None
+    prompt_name: Text | None = None
 
 
 class SimilarityBody(Body):
@@ -92,9 +104,9 @@ class SimilarityBody(Body):
 class TokenizeBody(Body):
     """`/tokenize`."""
 
-    inputs: str | list[str]
+    inputs: Text | list[Text]
     add_special_tokens: bool = True
-    prompt_name: str | None = None
+    prompt_name: Text | None = None
 
 
 class DecodeBody(Body):
@@ -114,21 +126,21 @@ class NerParameters(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
     aggregation_strategy: Strategy | None = None
     threshold: Threshold | None = None
-    labels: list[str] | None = None
-    ignore_labels: list[str] | None = None
+    labels: list[Text] | None = None
+    ignore_labels: list[Text] | None = None
 
 
 class NerBody(Body, NerParameters):
     """`/ner`."""
 
-    inputs: str | list[str]
+    inputs: Text | list[Text]
     parameters: NerParameters | None = None
 
 
 class SearchBody(Body):
     """`/search`."""
 
-    query: str | list[str]
+    query: Text | list[Text]
     k: Annotated[int, Field(ge=1, le=1000)] = 10
     truncate: bool | None = None
 
@@ -139,7 +151,7 @@ class OpenAIBody(Body):
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    user: str | None = None
+    user: Text | None = None
 
 
 class TeiError(BaseModel):

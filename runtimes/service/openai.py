@@ -23,7 +23,7 @@ async def embeddings(body: OpenAIBody, request: Request) -> Response:
     """Vectors, as floats or as little-endian float32 in base64."""
     state = state_of(request)
     served = state.models.pick(body.model, Embedder)
-    if not body.input or "" in body.input:
+    if not body.input or (isinstance(body.input, list) and "" in body.input):
         raise Refusal("The input cannot be empty.", 400, param="input")
     texts = as_texts(served, body.input)
     log_fields(request, served, inputs=len(texts))
