@@ -219,7 +219,12 @@ def test_a_plan_replaced_together_with_its_digest_is_of_no_use(kept: Path) -> No
 
 @pytest.mark.parametrize(
     ("plan", "installed", "same"),
-    [("10.3.0.30", "10.3.0", True), ("10.3.0.30", "10.3.0.26", False), ("10.16.2.10", "10.16.2.10", True), ("11.4.0.106", "10.3.0", False)],
-)  # fmt: skip
+    [
+        ("10.3.0.30", "10.3.0", True),
+        ("10.3.0.30", "10.3.0.26", False),
+        ("10.16.2.10", "10.16.2.10", True),
+        ("11.4.0.106", "10.3.0", False),
+    ],
+)
 def test_versions(plan: str, installed: str, same: bool) -> None:
     assert cache.same_version(plan, installed) is same
