@@ -95,6 +95,8 @@ def problem(use: Use) -> str:
     """What is wrong with a use; empty if the modules have it."""
     value: Any = importlib.import_module(use.module)
     for attribute in use.path:
+        if _set_by_its_methods(value, attribute):
+            return ""
         if not hasattr(value, attribute):
             return f"{use.where}: {use.module} has no {'.'.join(use.path)}"
         value = getattr(value, attribute)
@@ -106,6 +108,14 @@ def problem(use: Use) -> str:
     if use.arguments > len(named) or not set(use.keywords) <= set(named):
         return f"{use.where}: {'.'.join(use.path)} takes {named}"
     return ""
+
+
+def _set_by_its_methods(value: Any, attribute: str) -> bool:
+    """Whether the methods of a class written in Python set an attribute."""
+    if not inspect.isclass(value) or not value.__module__.startswith("polygraphy"):
+        return False
+    bases = [base for base in value.__mro__ if base is not object]
+    return any(f"self.{attribute} = " in inspect.getsource(base) for base in bases)
 
 
 def parameters(value: Any) -> list[str] | None:

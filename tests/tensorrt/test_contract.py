@@ -72,7 +72,10 @@ def test_no_file_uses_tensorrt_unseen() -> None:
 @pytest.mark.parametrize(
     ("line", "wrong"),
     [
-        ("context.execute_v2([])", "has no IExecutionContext.execute_v2"),
+        (
+            "context.execute_async_v2([], 0)",
+            "has no IExecutionContext.execute_async_v2",
+        ),
         ("context.execute_async_v3()", ""),
         ("context.set_input_shape('x', (1,), 3)", "set_input_shape takes"),
         ("context.set_input_shape(title='x')", "set_input_shape takes"),
