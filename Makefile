@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: install demo test slow lint types wheel clean
+.PHONY: install bindings demo test slow lint types wheel clean
 
 install: .venv/installed
 
@@ -16,10 +16,16 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[all,dev]"
 	touch $@
 
+# TensorRT's Python modules (21 MB with polygraphy), for the tests of their interface; they run nothing.
+bindings: .venv/tensorrt-11/stubs/libcuda.so.1
+
+.venv/tensorrt-11/stubs/libcuda.so.1: tests/tensorrt/bindings.py | install
+	-$(BIN)/python tests/tensorrt/bindings.py .venv
+
 demo: install
 	$(BIN)/edgelm demo --force
 
-test: install
+test: install bindings
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install

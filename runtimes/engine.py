@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from edgelm.targets import load_target
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+# As edgelm.runtimes.tensorrt.session calls itself; TensorRT's own modules are loaded only
+# where an engine is opened.
+TENSORRT = "TensorRT"
 _NO_ROW = np.zeros(0, np.float32)
 
 
@@ -159,14 +163,8 @@ def open_engine(
     provider: str | None = None,
 ) -> Engine:
     """Open a bundle. Arguments and errors are those of `edgelm.load`."""
-    from tokenizers import Tokenizer
-
     manifest = bundle.manifest
-    path = bundle.file(manifest.tokenizer.file)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare exceptions
-        raise BundleError(f"{path} cannot be read: {error}") from error
+    tokenizer = open_tokenizer(bundle)
     graph = bundle.file(manifest.graph.file)
     if workers < 1 or (threads is not None and threads < 1):
         raise InputError(
@@ -176,7 +174,11 @@ def open_engine(
     each = max(1, cores() // workers) if threads is None and workers > 1 else threads
     chosen = chosen_provider(bundle, provider)
     session: Session
-    if chosen == PROVIDER:
+    if chosen == TENSORRT:
+        from edgelm.runtimes.tensorrt.builder import open_session
+
+        session = open_session(bundle, workers)
+    elif chosen == PROVIDER:
         exact = manifest.precision == "fp32"
         session = OpenVinoSession(graph, threads=each, workers=workers, exact=exact)
     else:
@@ -215,6 +217,21 @@ def _open_head(bundle: Bundle, info: HeadInfo) -> Head:
             f"The head of {bundle.name} is not the one that its manifest describes. Fit it again."
         )
     return head
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    """A bundle's tokenizer.
+
+    Raises:
+        BundleError: It cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    path = bundle.file(bundle.manifest.tokenizer.file)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare exceptions
+        raise BundleError(f"{path} cannot be read: {error}") from error
 
 
 def _open_coder(bundle: Bundle, info: CodesInfo) -> Coder:
@@ -282,6 +299,8 @@ def chosen_provider(bundle: Bundle, asked: str | None) -> str:
             "To run it on a CPU here, add --provider CPUExecutionProvider."
         )
     if target.runtime == "tensorrt":
+        if importlib.util.find_spec("tensorrt") is not None:
+            return TENSORRT
         raise SessionError(
             f"The bundle {bundle.name} is for {target.title}: its engine is built on the device. "
             "To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."

@@ -17,7 +17,13 @@ from edgelm.archive import cache_folder
 from edgelm.bundle import MANIFEST, Bundle, file_digest
 from edgelm.errors import require
 from edgelm.golden import GoldenExample, load_golden
-from edgelm.runtimes.engine import Engine, chosen_provider, cores, open_engine
+from edgelm.runtimes.engine import (
+    TENSORRT,
+    Engine,
+    chosen_provider,
+    cores,
+    open_engine,
+)
 from edgelm.runtimes.openvino import PROVIDER
 
 _ROUNDS = 3
@@ -100,9 +106,8 @@ def _seconds(engine: Engine, examples: list[GoldenExample]) -> float:
 
 def _remembered(bundle: Bundle, threads: int | None, provider: str | None) -> Path:
     chosen = chosen_provider(bundle, provider)
-    module, extra = (
-        ("openvino", "openvino") if chosen == PROVIDER else ("onnxruntime", "ort")
-    )
+    modules = {PROVIDER: ("openvino", "openvino"), TENSORRT: ("tensorrt", "tensorrt")}
+    module, extra = modules.get(chosen, ("onnxruntime", "ort"))
     key = [
         file_digest(bundle.path / MANIFEST),
         cpu_name(),

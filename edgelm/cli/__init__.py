@@ -18,6 +18,7 @@ from edgelm.errors import EdgelmError
 # device never waits for what `edgelm compress` needs.
 COMMANDS = {
     "bench": "measure",
+    "build": "build",
     "codes": "codes",
     "compress": "compress",
     "demo": "demo",
