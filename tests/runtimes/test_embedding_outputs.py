@@ -30,7 +30,11 @@ LONG = "the old man reads a book in the garden . " * 12
 def sentence_model(folder: Path, to: Path, pooling: str, normalize: bool) -> Path:
     """A tiny model with the files of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import (
+        Normalize,
+        Pooling,
+        Transformer,
+    )
 
     base = Transformer(str(folder))
     modules = [base, Pooling(32, pooling_mode=pooling)]
