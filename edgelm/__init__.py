@@ -6,9 +6,10 @@ for a Target -> Session -> entities | vectors | scores
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from edgelm.errors import EdgelmError
 from edgelm.runtimes import (
-    BinaryIndex,
     Embedder,
     Entity,
     EntityRecognizer,
@@ -19,6 +20,9 @@ from edgelm.runtimes import (
     load,
     rank,
 )
+
+if TYPE_CHECKING:
+    from edgelm.runtimes import BinaryIndex
 
 __version__ = "0.1.0"
 
@@ -36,3 +40,11 @@ __all__ = [
     "load",
     "rank",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "BinaryIndex":
+        from edgelm.runtimes import BinaryIndex
+
+        return BinaryIndex
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
 CODES, HEAD = "codes.safetensors", "head.safetensors"
 BUILD = "build.json"
+VECTOR_RANGES = "ranges.safetensors"
 
 MANIFEST_LIMIT = 4 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -77,6 +78,9 @@ class EmbeddingInfo:
         normalize: Whether vectors have length 1 (inside the graph).
         prompts: Name to text put before an input.
         default_prompt: Name of the prompt used when none is asked for.
+        dimensions: Shorter lengths that the model was trained for (Matryoshka); empty
+            where its files do not say.
+        ranges: File of the values' ranges (`edgelm.runtimes.quantization.Ranges`).
     """
 
     dimension: int
@@ -84,6 +88,8 @@ class EmbeddingInfo:
     normalize: bool
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    dimensions: tuple[int, ...] = ()
+    ranges: str | None = None
 
 
 @dataclass(frozen=True)

@@ -117,12 +117,14 @@ def embedding_info(folder: Path, config: Any, name: str) -> EmbeddingInfo:
     extra = read_json(folder / "config_sentence_transformers.json")
     prompts = {k: v for k, v in (extra.get("prompts") or {}).items() if v}
     default = extra.get("default_prompt_name")
+    shorter = getattr(config, "matryoshka_dimensions", None) or ()
     return EmbeddingInfo(
         int(config.hidden_size),
         pooling,
         normalize,
         prompts,
         default if default in prompts else None,
+        tuple(sorted(int(n) for n in shorter if 0 < int(n) <= config.hidden_size)),
     )
 
 

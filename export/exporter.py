@@ -22,6 +22,7 @@ from edgelm.bundle import (
     GRAPH,
     MANIFEST,
     TOKENIZER,
+    VECTOR_RANGES,
     Bundle,
     CodesInfo,
     EmbeddingInfo,
@@ -51,6 +52,7 @@ from edgelm.export.precision import (
 from edgelm.golden import GOLDEN_ARRAYS, GOLDEN_TEXTS, GoldenExample, save_golden
 from edgelm.models import LoadedModel
 from edgelm.runtimes.codes import Coder, load_coder
+from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import measure_snr
 from edgelm.targets import Target, load_target
@@ -174,7 +176,8 @@ def export(
         bundle = seal(folder, manifest)
         # What only the device can run is verified in ONNX Runtime, on the same graph.
         here = None if device.runtime == "openvino" else "CPUExecutionProvider"
-        measured = measure_snr(open_engine(bundle, provider=here), examples)
+        engine = open_engine(bundle, provider=here)
+        measured = measure_snr(engine, examples)
         if measured < tolerance:
             raise GateError(
                 f"The {chosen} graph of {loaded.name} agrees with the original model only to {measured:.1f} dB; "
@@ -183,6 +186,13 @@ def export(
         golden = replace(
             manifest.golden, measured_snr_db=round(min(measured, 300.0), 2)
         )
+        if manifest.embedding is not None:
+            progress("ranges of the values")
+            Embedder(engine).calibrate(samples.calibration()[::4]).save(
+                folder / VECTOR_RANGES
+            )
+            info = replace(manifest.embedding, ranges=VECTOR_RANGES)
+            manifest = replace(manifest, embedding=info)
         manifest = seal(folder, replace(manifest, golden=golden)).manifest
     return Bundle(path, manifest)
 

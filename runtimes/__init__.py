@@ -8,16 +8,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm.bundle import Bundle, open_bundle
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import Engine, open_engine
-from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.ner import Entity, EntityRecognizer
 from edgelm.runtimes.ranking import Ranked, combine, rank
 from edgelm.runtimes.scoring import Label, Scorer
 from edgelm.runtimes.workers import choose_workers
+
+if TYPE_CHECKING:
+    from edgelm.runtimes.index import BinaryIndex
 
 __all__ = [
     "BinaryIndex",
@@ -77,3 +79,12 @@ def load(
 def wrap(engine: Engine) -> Embedder | EntityRecognizer | Scorer:
     """Give an opened engine the face of its task."""
     return TASKS[engine.manifest.task](engine)
+
+
+def __getattr__(name: str) -> Any:
+    """`BinaryIndex` is imported when it is first used: most programs start without it."""
+    if name == "BinaryIndex":
+        from edgelm.runtimes.index import BinaryIndex
+
+        return BinaryIndex
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

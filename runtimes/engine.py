@@ -17,6 +17,7 @@ from edgelm.errors import BundleError, InputError, SessionError
 from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.heads import PARTS, Head, load_head
 from edgelm.runtimes.openvino import PROVIDER, OpenVinoSession
+from edgelm.runtimes.quantization import Ranges
 from edgelm.runtimes.session import OnnxSession, Session
 from edgelm.targets import load_target
 
@@ -40,6 +41,7 @@ class Engine:
             the truncated text, the others are its ``overflowing``.
         coder: What makes binary codes of its embeddings, where there is one.
         head: What is applied to the graph's output, where the graph has none for its task.
+        ranges: Of the values of its embeddings, where they were measured.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Engine:
         workers: int = 1,
         coder: Coder | None = None,
         head: Head | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         """Put a tokenizer and a session together; `open_engine` does it for a bundle.
 
@@ -62,9 +65,11 @@ class Engine:
             workers: Batches that run at once.
             coder: What makes binary codes of its embeddings.
             head: What is applied to the graph's output.
+            ranges: Of the values of its embeddings.
         """
         self.coder = coder
         self.head = head
+        self.ranges = ranges
         self.workers = workers
         self.name = name
         self.manifest = manifest
@@ -185,7 +190,13 @@ def open_engine(
         session = OnnxSession(graph, chosen, each)
     coder = None if manifest.codes is None else _open_coder(bundle, manifest.codes)
     head = None if manifest.head is None else _open_head(bundle, manifest.head)
-    return Engine(bundle.name, manifest, tokenizer, session, workers, coder, head)
+    ranges = None
+    if manifest.embedding is not None and manifest.embedding.ranges is not None:
+        info = manifest.embedding
+        ranges = Ranges.load(bundle.file(str(info.ranges)), info.dimension)
+    return Engine(
+        bundle.name, manifest, tokenizer, session, workers, coder, head, ranges
+    )
 
 
 def view(engine: Engine, output: str) -> Engine:
@@ -202,8 +213,9 @@ def view(engine: Engine, output: str) -> Engine:
             "Export the bundle again with this output."
         )
     manifest = replace(engine.manifest, graph=replace(graph, outputs=tuple(tensors)))
-    other = engine.tokenizer, engine.session, engine.workers, engine.coder, engine.head
-    return Engine(engine.name, manifest, *other)
+    return Engine(
+        engine.name, manifest, engine.tokenizer, engine.session, engine.workers
+    )
 
 
 def _open_head(bundle: Bundle, info: HeadInfo) -> Head:

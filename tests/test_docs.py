@@ -6,7 +6,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -83,6 +85,33 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
             assert all((ROOT / "edgelm" / n).exists() for n in paths), line
         else:
             assert (ROOT / name).exists(), line
+
+
+def test_the_examples_of_the_library_run(
+    bundles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, in a folder with the bundles that the page names."""
+    names = {
+        "bundle": "minilm",
+        "ner-bundle": "minilm-ner",
+        "pair-bundle": "minilm-similarity",
+    }
+    for name, model in names.items():
+        (tmp_path / name).symlink_to(bundles(model))
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 6
+    found: dict[str, Any] = {}
+    exec("\n".join(blocks), found)
+    assert found["truncated"].tolist() == [False, True]
+    assert found["bits"].shape == (1, 48)
+    assert [(e.start, e.end, e.label) for e in found["entities"]] == [
+        (0, 2, "PER"),
+        (4, 5, "LOC"),
+    ]
+    assert found["best"] == 2
+    assert found["place"].index in (1, 2)
 
 
 @pytest.mark.slow

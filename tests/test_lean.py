@@ -41,6 +41,15 @@ def test_import_loads_nothing_heavy() -> None:
     assert not modules & (HEAVY | {"onnxruntime", "click", "rich", "asyncio", "http"})
 
 
+def test_the_index_is_imported_when_it_is_used() -> None:
+    code = (
+        "import edgelm, sys; name = 'edgelm.runtimes.index'\n"
+        "assert name not in sys.modules\n"
+        "assert edgelm.BinaryIndex.__module__.startswith(name)"
+    )
+    assert not loaded_after(code) & HEAVY
+
+
 @pytest.mark.parametrize("kind", ["embedding", "ner", "scorer"])
 def test_running_a_bundle_loads_nothing_heavy(bundles: Bundles, kind: str) -> None:
     code = (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -70,11 +72,49 @@ _CHUNK = 256
 )
 @click.option(
     "--output",
-    type=click.Choice(["vectors", "codes", "query-codes", "queries"]),
+    type=click.Choice(
+        ["vectors", "int8", "uint8", "binary", "codes", "query-codes", "queries"]
+    ),
     default="vectors",
     show_default=True,
-    help="Of embeddings: vectors; packed binary codes (hexadecimal) of documents or of queries; "
-    "or the float rows of queries that are scored against codes.",
+    help="Of embeddings: vectors; with a byte or a bit (hexadecimal) a number; packed binary codes "
+    "(hexadecimal) of documents or of queries; or the float rows of queries that are scored against codes.",
+)
+@click.option(
+    "--dimensions",
+    type=click.IntRange(1),
+    help="Of embeddings: the first so many (Matryoshka).",
+)
+@click.option(
+    "--long-texts",
+    type=click.Choice(["truncate", "error", "windows"]),
+    default="truncate",
+    show_default=True,
+    help="Of embeddings: what becomes of texts that are longer than the model takes.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["none", "simple", "first", "average", "max"]),
+    default="first",
+    show_default=True,
+    help="Of entities: tokens by themselves or together, or words by which of their tokens.",
+)
+@click.option(
+    "--unconstrained",
+    is_flag=True,
+    help="Of entities: each label by itself, whatever the scheme allows.",
+)
+@click.option(
+    "--units",
+    type=click.Choice(["code-points", "utf-8", "utf-16"]),
+    default="code-points",
+    show_default=True,
+    help="Of entities: what start and end count.",
+)
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Answer each line of stdin when it comes, alone: for logs; ends quietly with Ctrl-C.",
 )
 @click.option(
     "--ner-index",
@@ -91,6 +131,12 @@ def run(
     form: str,
     output: Any,
     ner_index: Path | None,
+    dimensions: int | None,
+    long_texts: Any,
+    strategy: Any,
+    unconstrained: bool,
+    units: Any,
+    watch: bool,
     provider: str | None,
     threads: int | None,
     workers: int | Literal["auto"],
@@ -103,6 +149,7 @@ def run(
     \b
     edgelm run bundle "A man is playing a flute."
     edgelm run bundle --input texts.txt
+    tail -f app.log | edgelm run bundle --watch
     """
     import edgelm
     from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
@@ -114,28 +161,77 @@ def run(
         if sys.stdin.isatty():
             raise click.UsageError("Give texts, or --input FILE (- for stdin).")
         source = Path("-")
+    if watch and str(source) != "-":
+        raise click.UsageError("--watch reads stdin; give no texts and no file.")
     loaded = edgelm.load(bundle, threads=threads, workers=workers, provider=provider)
     model: Embedder | EntityRecognizer | Scorer | FewShotRecognizer = loaded
     if ner_index is not None:
         model = FewShotRecognizer(loaded.engine, ner_index)
-    if output != "vectors" and not isinstance(model, Embedder):
-        raise click.UsageError("--output is for bundles of embedding models.")
+    encoding = output != "vectors" or dimensions is not None or long_texts != "truncate"
+    if encoding and not isinstance(model, Embedder):
+        raise click.UsageError(
+            "--output, --dimensions and --long-texts are for bundles of embedding models."
+        )
+    labelling = strategy != "first" or unconstrained or units != "code-points"
+    if labelling and not isinstance(model, EntityRecognizer):
+        raise click.UsageError(
+            "--strategy, --unconstrained and --units are for bundles that find entities."
+        )
     pairs = isinstance(model, Scorer) and model.takes_pairs
-    chunks = _arguments(texts, pairs) if source is None else _lines(source, form, pairs)
-    for rows in chunks:
+
+    def answer(rows: Sequence[Any]) -> Iterator[dict[str, Any]]:
         if isinstance(model, Embedder):
-            found, cut = model.encode_with_truncation(rows, output=output)
+            found, cut = model.encode_with_truncation(
+                rows, output=output, dimensions=dimensions, long_texts=long_texts
+            )
             for text, row, long in zip(rows, found, cut, strict=True):
-                emit({"text": text, **_embedding(row), "truncated": bool(long)})
-        elif isinstance(model, (EntityRecognizer, FewShotRecognizer)):
+                yield {"text": text, **_embedding(row, output), "truncated": bool(long)}
+        elif isinstance(model, FewShotRecognizer):
             for text, entities in zip(rows, model.extract(rows), strict=True):
-                emit(
-                    {"text": text, "entities": [asdict(entity) for entity in entities]}
-                )
+                yield {"text": text, "entities": [asdict(e) for e in entities]}
+        elif isinstance(model, EntityRecognizer):
+            all_entities = model.extract(
+                rows, strategy=strategy, constrained=not unconstrained, units=units
+            )
+            for text, entities in zip(rows, all_entities, strict=True):
+                yield {"text": text, "entities": [asdict(e) for e in entities]}
         else:
             scores, cut = model.score_with_truncation(rows)
             for row, score, long in zip(rows, scores, cut, strict=True):
-                emit({**_inputs(row), **_scores(model, score), "truncated": bool(long)})
+                yield {
+                    **_inputs(row),
+                    **_scores(model, score),
+                    "truncated": bool(long),
+                }
+
+    if watch:
+        _watch(answer, form, pairs)
+        return
+    chunks = _arguments(texts, pairs) if source is None else _lines(source, form, pairs)
+    for rows in chunks:
+        for line in answer(rows):
+            emit(line)
+
+
+def _watch(
+    answer: Callable[[Sequence[Any]], Iterator[dict[str, Any]]], form: str, pairs: bool
+) -> None:
+    """Answer lines as they come, each alone; a line that cannot be used is said to be so, and passed over."""
+    from edgelm.calibration import decode
+
+    parse = _parse_json if form == "jsonl" else _parse
+    try:
+        for number, line in enumerate(iter(sys.stdin.buffer.readline, b""), 1):
+            where = f"stdin, line {number}"
+            try:
+                row = parse(decode(line, where).rstrip("\r\n"), pairs, where)
+                rows = list(answer([row]))
+            except InputError as error:
+                rows = [{"line": number, "error": str(error)}]
+            for found in rows:
+                emit(found)
+    except KeyboardInterrupt:  # how a watch ends
+        return
 
 
 @click.command()
@@ -169,7 +265,9 @@ def verify(
     )
 
 
-def _embedding(row: Any) -> dict[str, Any]:
+def _embedding(row: Any, output: str) -> dict[str, Any]:
+    if output in ("int8", "uint8"):
+        return {"embedding": row.tolist()}
     if row.dtype == "uint8":
         return {"code": row.tobytes().hex()}
     return {"embedding": [round(float(x), 7) for x in row]}
@@ -241,6 +339,9 @@ def _chunks(source: Path) -> Iterator[Sequence[bytes]]:
 def _available(stream: IO[bytes]) -> Iterator[Sequence[bytes]]:
     """A thread reads; whoever asks gets what has been read, at most ``_CHUNK`` lines."""
     lines: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * _CHUNK)
+    # Python dies when it ends while a thread waits in sys.stdin; in a copy it may wait.
+    with suppress(OSError):
+        stream = open(os.dup(stream.fileno()), "rb")  # noqa: SIM115
 
     def read() -> None:
         for line in stream:
