@@ -284,6 +284,8 @@ def measure(
                 rates[name].append(len(took) / whole)
                 latencies[name] += took
                 errors += failed
+                line = f"{count} clients, {name}: {rates[name][-1]:.1f} requests/s"
+                print(line, file=sys.stderr, flush=True)
         found[str(count)] = {
             name: {
                 "per_s": round(median(rates[name]), 1),
