@@ -10,7 +10,6 @@ A request is one text (`POST /embeddings`); a client sends its next when it has 
 - edgelm: `minilm` in int8, or the bundle of --bundle; as many workers as there are cores.
 - sentence-transformers: the app of `edgelm serve` with `SentenceTransformer.encode` of each request's texts,
   one request at a time (at once, they would only take each other's cores).
-- sentence-transformers, batched: the same weights in PyTorch under edgelm's queue, in common batches.
 - infinity, with --infinity PYTHON: infinity-emb as that Python has it, torch engine, on the same weights.
 """
 
@@ -40,31 +39,8 @@ from edgelm.calibration import Calibration, load_texts, read_texts
 from edgelm.models import locate
 from edgelm.runtimes.engine import cores
 
-EDGELM, DIRECT, BATCHED = (
-    "edgelm",
-    "sentence-transformers",
-    "sentence-transformers, batched",
-)
+EDGELM, DIRECT = "edgelm", "sentence-transformers"
 INFINITY = "infinity"
-
-
-class TorchSession:
-    """A model of sentence-transformers as the session of an engine."""
-
-    provider = runtime = "torch"
-    batch_tokens = 2048  # more gain nothing here, fewer lose
-    length_step = 1
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import torch
-
-        with torch.inference_mode():
-            tensors = {name: torch.from_numpy(rows) for name, rows in feeds.items()}
-            found = self._model(tensors)["sentence_embedding"]
-        return {"sentence_embedding": found.numpy()}
 
 
 def serve(name: str, bundle: Path) -> None:
@@ -86,7 +62,6 @@ def serve(name: str, bundle: Path) -> None:
 
         torch_model = SentenceTransformer(str(locate("minilm")), device="cpu")
         engine = open_engine(open_bundle(bundle))  # its tokenizer and manifest
-        engine.session = TorchSession(torch_model)
         lock = Lock()
 
         class Direct(Embedder):
@@ -95,8 +70,7 @@ def serve(name: str, bundle: Path) -> None:
                     rows = torch_model.encode(list(texts), show_progress_bar=False)
                 return np.asarray(rows), np.zeros(len(texts), bool)
 
-        model = (Direct if name == DIRECT else Embedder)(engine)
-        served = [Served("minilm", share(model))]
+        served = [Served("minilm", share(Direct(engine)))]
     with listen("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         run(
@@ -249,7 +223,7 @@ def main(
     if minutes is not None:
         result: dict[str, Any] = {"soak": soak(bundle, minutes, chosen)}
     else:
-        names = [DIRECT, BATCHED, EDGELM] + ([INFINITY] if infinity else [])
+        names = [DIRECT, EDGELM] + ([INFINITY] if infinity else [])
         result = {
             "load": measure(names, bundle, infinity, clients, rounds, seconds, chosen)
         }
@@ -284,6 +258,8 @@ def measure(
                 rates[name].append(len(took) / whole)
                 latencies[name] += took
                 errors += failed
+                line = f"{count} clients, {name}: {rates[name][-1]:.1f} requests/s"
+                print(line, file=sys.stderr, flush=True)
         found[str(count)] = {
             name: {
                 "per_s": round(median(rates[name]), 1),

@@ -46,7 +46,7 @@ class SharedEngine(Engine):
         self.__dict__.update(engine.__dict__)
         self.batcher = Batcher(
             self.run_batch,
-            max_tokens=max_batch_tokens or engine.session.batch_tokens,
+            max_tokens=max_batch_tokens or _batch_tokens(engine),
             max_queue=max_queue,
             workers=engine.workers,
         )
@@ -78,19 +78,27 @@ class SharedEngine(Engine):
                 )
 
 
+def _batch_tokens(engine: Engine) -> int:
+    """What suits a graph: every input alone where its neighbours would matter."""
+    dynamic = "DynamicQuantizeLinear" in engine.manifest.graph.operators
+    return 1 if dynamic else engine.session.batch_tokens
+
+
 def share(
     model: M, *, max_batch_tokens: int | None = None, max_queue: int = MAX_QUEUE
 ) -> M:
     """Make a model that any number of threads use at once, in common batches.
 
-    Results do not depend on what else is in a batch: to 1e-5 in float32 and in static int8. In
-    dynamic int8 the ranges of activations are taken over a whole batch, so the last digits do
-    depend on neighbours; ``max_batch_tokens=1`` runs every input alone, and then they do not.
+    Results do not depend on what else is in a batch: to 1e-5 in float32. A graph in dynamic int8
+    takes the ranges of activations over a whole batch, so there neighbours do matter, about as
+    much as int8 itself; such a graph therefore runs every input alone unless told otherwise, and
+    the same text gives the same bits always.
 
     Args:
         model: What `edgelm.load` gave; it can still be used by itself. As many batches run at once
             as it has workers.
-        max_batch_tokens: Limit of rows times longest row; what suits the runtime if not given.
+        max_batch_tokens: Limit of rows times longest row; what suits the graph and the
+            runtime if not given; 1 runs every input alone.
         max_queue: Inputs that may wait.
 
     Returns:

@@ -36,7 +36,8 @@ from edgelm.errors import require
 @click.option(
     "--max-batch-tokens",
     type=click.IntRange(1),
-    help="Inputs times the longest of a batch; else what suits the runtime. 1 runs every input alone.",
+    help="Inputs times the longest of a batch; 1 runs every input alone. Else what suits the bundle: "
+    "1 in dynamic int8, where neighbours in a batch would matter.",
 )
 @click.option(
     "--max-queue",

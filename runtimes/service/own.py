@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
-from pydantic import TypeAdapter
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 import edgelm
 from edgelm.runtimes.embedding import Embedder
@@ -30,6 +31,8 @@ from edgelm.runtimes.service.models import Search, Served
 from edgelm.runtimes.service.replies import Refusal, reply, success
 from edgelm.runtimes.service.state import characters
 from edgelm.runtimes.service.tei import log_fields, state_of
+
+B = TypeVar("B", bound=BaseModel)
 
 router = APIRouter(responses=TEI_ERRORS, tags=["edgelm"])
 
@@ -112,16 +115,13 @@ def _search(searched: Search, texts: list[str], k: int) -> list[list[Hit]]:
 
 @router.post("/", include_in_schema=False)
 @router.post("/invocations", include_in_schema=False)
-async def main_task(request: Request) -> Response:
+async def main_task(
+    data: Annotated[dict[str, Any], Body()], request: Request
+) -> Response:
     """The task of the first bundle, by the shape of its inputs, as hosted endpoints do."""
-    try:
-        data = await request.json()
-    except (ValueError, RecursionError) as error:
-        raise Refusal("The body is not JSON.", 400, kind="Validation") from error
-    inputs = data.get("inputs") if isinstance(data, dict) else None
-    if isinstance(inputs, dict):
+    if isinstance(data.get("inputs"), dict):
         return await tei.similarity(_body(SimilarityBody, data), request)
-    name = data.get("model") if isinstance(data, dict) else None
+    name = data.get("model")
     served = state_of(request).models.pick(name if isinstance(name, str) else None)
     if isinstance(served.model, EntityRecognizer):
         return await ner(_body(NerBody, data), request)
@@ -130,12 +130,9 @@ async def main_task(request: Request) -> Response:
     return await tei.embed_route(_body(EmbedBody, data), request)
 
 
-def _body(kind: type[Any], data: Any) -> Any:
-    from fastapi.exceptions import RequestValidationError
-    from pydantic import ValidationError
-
+def _body(kind: type[B], data: dict[str, Any]) -> B:
     try:
-        return TypeAdapter(kind).validate_python(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_input=False)) from error
 

@@ -78,21 +78,25 @@ def test_neighbours_make_no_difference_in_float32(bundles: Bundles) -> None:
     assert neighbours(model, TEXTS).max() < 1e-5
 
 
-def test_alone_in_its_batch_int8_is_exact_and_in_company_it_is_near(
+def test_dynamic_int8_runs_alone_and_is_exact_unless_batches_are_asked_for(
     bundles: Bundles,
 ) -> None:
-    """Dynamic int8 takes the ranges of activations over a whole batch."""
+    """Dynamic int8 takes the ranges of activations over a whole batch: neighbours matter."""
     model = edgelm.load(bundles("minilm", "int8"))
     texts = ["A man is playing a flute.", "The river.", "It is what it is, " * 9]
     alone = [model.encode([text])[0] for text in texts]
-    exact = share(model, max_batch_tokens=1)
-    for due, found in zip(alone, together(exact, texts), strict=True):
+    exact = share(model)
+    for due, found in zip(alone, together(exact, texts * 5), strict=False):
         np.testing.assert_array_equal(found, due)
+    np.testing.assert_array_equal(exact.encode(texts), alone)
     close(exact)
     shared = share(model, max_batch_tokens=2048)
     found = shared.encode(texts)
     close(shared)
-    assert (found * alone).sum(axis=1).min() > 0.99
+    cosines = (found * alone).sum(axis=1)
+    assert (
+        0.97 < cosines.min() < 1 - 1e-4
+    )  # if this is exact some day, batches can be the default
 
 
 def test_a_call_counts_and_refuses_what_would_be_cut(bundles: Bundles) -> None:

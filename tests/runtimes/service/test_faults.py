@@ -160,7 +160,9 @@ def test_what_cannot_start_says_why_in_a_sentence(
         port = str(taken.getsockname()[1])
         failures = {
             "Choose another with --host and --port": run(bundle, "--port", port),
-            "manifest.json": run(str(tmp_path / "none"), "--port", "0"),
+            "none is not a bundle: it does not exist": run(
+                str(tmp_path / "none"), "--port", "0"
+            ),
             "write NAME=PATH": run(bundle, bundle, "--port", "0"),
             "lower --max-client-batch": run(bundle, "--max-queue", "8"),
             "pip install 'edgelm[serve]'": run(bundle, hide="fastapi"),

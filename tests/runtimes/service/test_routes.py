@@ -75,8 +75,8 @@ def test_embed_takes_token_ids(client: httpx.Client, vectors: np.ndarray) -> Non
 def test_similarity_is_the_cosine(client: httpx.Client, vectors: np.ndarray) -> None:
     inputs = {"source_sentence": TEXTS[0], "sentences": TEXTS}
     found = post(client, "/similarity", inputs=inputs)
-    np.testing.assert_allclose(found, vectors @ vectors[0], atol=0.02)
-    assert found[0] == pytest.approx(1, abs=1e-2)
+    np.testing.assert_allclose(found, vectors @ vectors[0], atol=1e-6)
+    assert found[0] == pytest.approx(1)
 
 
 def test_long_texts_are_cut_and_counted_or_refused(client: httpx.Client) -> None:
