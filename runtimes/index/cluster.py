@@ -101,9 +101,10 @@ def connect(
     try:
         ray.init(address, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
-            f"There is no Ray cluster at {address}: {reason} Start one with: ray start --head"
+            f"Cannot join a Ray cluster at {address}: {reason}. "
+            "Start one with: ray start --head. If it asks for a token, set RAY_AUTH_TOKEN."
         ) from error
     try:
         yield ClusterEncoder(ray, bundle, encoder)
