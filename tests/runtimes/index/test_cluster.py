@@ -137,7 +137,8 @@ def test_ray_that_is_not_installed_is_said(
 
 
 def lines_done(manifest: Path) -> int:
-    return int((json.loads(manifest.read_text("utf-8")).get("progress") or {})["lines"])
+    about = json.loads(manifest.read_text("utf-8"))
+    return int(about.get("progress", {}).get("lines", 0))
 
 
 def kill_a_worker() -> bool:
@@ -159,4 +160,3 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.005)
