@@ -2,16 +2,12 @@
 
     python benchmarks/retrieval.py scan --rows 1000000,10000000 -o scan.json
     python benchmarks/retrieval.py lists --rows 1000000,10000000 -o lists.json
-    python benchmarks/retrieval.py rescoring --bundle BUNDLE --texts corpus.txt -o rescoring.json
 
 scan: exact search of random codes, for which time does not depend on what they are. edgelm is timed with its
 ids and texts looked up, from files; faiss (IndexBinaryFlat) and usearch (exact) from memory; numpy counts
 bits in blocks. Contenders take turns within one run, ratios are of the same turn.
 
 lists: clustered codes (random ones have no neighbourhoods to find) in faiss's IVF, as the index makes it, and HNSW.
-
-rescoring: vectors of real text; the ten nearest by float32 dot product (faiss IndexFlatIP) against codes
-and stored vectors. With --rows, real vectors are mixed and jittered to as many.
 """
 
 from __future__ import annotations
@@ -39,18 +35,14 @@ STEP = 1 << 17
 Contenders = dict[str, Callable[[Any], Any]]
 
 
-def make_index(path: Path, codes: Any, **options: Any) -> BinaryIndex:
+def make_index(path: Path, codes: Any) -> BinaryIndex:
     """An index of codes with their numbers as ids."""
-    vectors = options.pop("rows", None)
-    index = BinaryIndex.create(path, BITS, **options)
+    index = BinaryIndex.create(path, BITS)
     with index.writer() as writer:
         for begin in range(0, len(codes), STEP):
             part = codes[begin : begin + STEP]
             ids = [str(i) for i in range(begin, begin + len(part))]
-            stored = (
-                None if vectors is None else index.pack(vectors[begin : begin + STEP])
-            )
-            writer.add(ids, part, vectors=stored)
+            writer.add(ids, part)
     index.refresh()
     return index
 
@@ -267,110 +259,6 @@ def clustered(n: int) -> tuple[Any, Any]:
 
     codes = np.concatenate([near(min(STEP, n - i)) for i in range(0, n, STEP)])
     return codes, near(BATCH)
-
-
-@main.command()
-@click.option("--bundle", type=click.Path(path_type=Path), required=True)
-@click.option("--texts", type=click.Path(path_type=Path), required=True)
-@click.option(
-    "--limit", default=20_000, show_default=True, help="Texts that are encoded."
-)
-@click.option("--rows", default=0, help="Vectors; those of the texts if not given.")
-@TURNS
-@OUTPUT
-def rescoring(
-    bundle: Path, texts: Path, limit: int, rows: int, turns: int, output: Path | None
-) -> None:
-    """Codes and int8 vectors against the float index: recall of its ten nearest."""
-    import edgelm
-
-    lines = [line for line in texts.read_text("utf-8").splitlines() if len(line) > 40]
-    vectors = edgelm.load(bundle, workers=2).encode(lines[:limit])  # type: ignore[union-attr]
-    asked, vectors = vectors[: BATCH * 4], vectors[BATCH * 4 :]
-    if rows:
-        vectors = mixed(vectors, rows)
-    dimension = vectors.shape[1]
-    random = np.random.default_rng(0)
-    turn = np.linalg.qr(random.standard_normal((dimension, dimension)))[0]
-    mean = vectors[:10_000].mean(0)
-    turn = turn[:, :BITS].astype(np.float32)
-
-    def project(some: Any) -> Any:
-        return np.ascontiguousarray((some - mean) @ turn)
-
-    codes = np.concatenate(
-        [
-            np.packbits(project(vectors[i : i + STEP]) > 0, axis=1)
-            for i in range(0, len(vectors), STEP)
-        ]
-    )
-    faiss.omp_set_num_threads(1)
-    flat = faiss.IndexFlatIP(dimension)
-    flat.add(vectors)
-    _, nearest = flat.search(asked, K)
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        index = make_index(
-            Path(folder) / "index",
-            codes,
-            vectors="int8",
-            dimension=dimension,
-            rows=vectors,
-        )
-        contenders: Contenders = {"float32 (faiss)": lambda q: flat.search(q, K)}
-        recalls = {"float32 (faiss)": 1.0}
-        for candidates, oversample in ((40, 4), (100, 20), (200, 50), (400, 100)):
-            name = f"codes, {candidates} candidates, {oversample} vectors a hit"
-
-            def search(queries: Any, c: int = candidates, o: int = oversample) -> Any:
-                return index.search_rows(
-                    project(queries),
-                    K,
-                    vectors=queries,
-                    candidates=c,
-                    oversample=o,
-                    threads=1,
-                )[0]
-
-            contenders[name] = search
-            hits = [
-                len(set(a) & set(b))
-                for a, b in zip(search(asked), nearest, strict=True)
-            ]
-            recalls[name] = sum(hits) / K / len(asked)
-        measured = in_turns(contenders, asked[:1], 3 * turns)
-        for name, values in measured.items():
-            is_float = name.startswith("float")
-            found.append(
-                {
-                    "engine": name,
-                    **values,
-                    "recall": round(recalls[name], 4),
-                    "resident MB": round(
-                        (vectors if is_float else codes).nbytes / 1e6, 1
-                    ),
-                    "mapped MB": ""
-                    if is_float
-                    else round(len(vectors) * (dimension + 4) / 1e6, 1),
-                }
-            )
-    finish(
-        output, f"{len(vectors)} vectors of {dimension}, one query, one thread", found
-    )
-
-
-def mixed(vectors: Any, n: int) -> Any:
-    """More vectors: means of two real ones of the same neighbourhood, with noise, of length 1."""
-    random = np.random.default_rng(0)
-    parts = []
-    for begin in range(0, n, STEP):
-        count = min(STEP, n - begin)
-        first, second = random.integers(0, len(vectors), (2, count))
-        share = random.random((count, 1), np.float32) * 0.5
-        noise = random.standard_normal((count, vectors.shape[1]), np.float32)
-        some = vectors[first] * (1 - share) + vectors[second] * share + 0.02 * noise
-        parts.append(some / np.linalg.norm(some, axis=1, keepdims=True))
-    return np.concatenate(parts)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from edgelm.errors import InputError
 
 if TYPE_CHECKING:
     from edgelm.runtimes.index.building import Added, Source
-    from edgelm.runtimes.index.encoding import TextEncoder
+    from edgelm.runtimes.index.encoding import Encoder, TextEncoder
 
 INDEX = click.argument("index", type=click.Path(path_type=Path))
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
@@ -64,6 +64,12 @@ def index() -> None:
 @FORMAT
 @WORKERS
 @THREADS
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Encode on a Ray cluster: host:port, auto, or local to start one here for the build.",
+)
 @click.option("--force", is_flag=True, help="Replace an index that is there already.")
 @JSON
 def build(
@@ -75,6 +81,7 @@ def build(
     form: str,
     workers: int,
     threads: int | None,
+    address: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -88,10 +95,14 @@ def build(
     from edgelm.runtimes.index.building import build_index
 
     encoder = _encoder(bundle, threads, workers)
-    with _source(data, form) as source, _progress(data) as progress:
+    with (
+        _source(data, form) as source,
+        _progress(data) as progress,
+        _on(address, bundle, encoder) as by,
+    ):
         added = build_index(
             output,
-            encoder,
+            by,
             source,
             vectors=None if vectors == "none" else vectors,
             texts=texts,
@@ -303,6 +314,19 @@ def _encoder(bundle: Path, threads: int | None, workers: int) -> TextEncoder:
     if not isinstance(embedder, edgelm.Embedder):
         raise InputError(f"{bundle} gives no vectors. Use an embedding bundle.")
     return TextEncoder(embedder)
+
+
+@contextmanager
+def _on(address: str | None, bundle: Path, encoder: TextEncoder) -> Iterator[Encoder]:
+    """The encoder itself, or a Ray cluster that does its work."""
+    if address is None:
+        yield encoder
+        return
+    from edgelm.bundle import open_bundle
+    from edgelm.runtimes.index.cluster import connect
+
+    with connect(address, open_bundle(bundle), encoder) as cluster:
+        yield cluster
 
 
 @contextmanager

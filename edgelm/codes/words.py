@@ -125,15 +125,15 @@ def build_word_index(
     config = config or LabelledWords()
     check_free(output, marker=MANIFEST, force=force)
     words = word_vectors(view(engine, TOKENS), [str(row["text"]) for row in rows])
-    types = tuple(sorted({str(e["label"]) for row in rows for e in row["entities"]}))
-    if not types:
-        raise InputError("There is no entity in the labelled sentences. Label some.")
-    names = ("O", *(f"{part}-{kind}" for kind in types for part in "BI"))
     labels = [
         label
         for i, (row, its) in enumerate(zip(rows, words, strict=True), 1)
         for label in _labels(row, its, f"sentence {i}")
     ]
+    types = tuple(sorted({label[2:] for label in labels if label != "O"}))
+    if not types:
+        raise InputError("There is no entity in the labelled sentences. Label some.")
+    names = ("O", *(f"{part}-{kind}" for kind in types for part in "BI"))
     model, vectors, held_out = _fit(words, names, labels, config)
     ids = [
         f"{i}.{k}" for i, its in enumerate(words, 1) for k in range(len(its.offsets))

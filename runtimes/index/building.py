@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,7 @@ from pathlib import Path
 from edgelm.atomic import check_free, new_folder
 from edgelm.errors import InputError
 from edgelm.runtimes.index.binary_index import BinaryIndex
-from edgelm.runtimes.index.encoding import TextEncoder
+from edgelm.runtimes.index.encoding import Encoder
 from edgelm.runtimes.index.manifest import MANIFEST, Progress, VectorType
 from edgelm.runtimes.index.writer import Writer
 
@@ -55,7 +56,7 @@ class Added:
 
 def build_index(
     output: Path,
-    encoder: TextEncoder,
+    encoder: Encoder,
     source: Source,
     *,
     vectors: VectorType | None = "int8",
@@ -122,7 +123,7 @@ def build_index(
 
 def add_documents(
     index: BinaryIndex,
-    encoder: TextEncoder,
+    encoder: Encoder,
     source: Source,
     *,
     texts: bool = True,
@@ -167,7 +168,7 @@ def add_documents(
 def _add(
     writer: Writer,
     index: BinaryIndex,
-    encoder: TextEncoder,
+    encoder: Encoder,
     source: Source,
     lines: Iterator[bytes],
     done: Progress | None,
@@ -177,30 +178,55 @@ def _add(
 ) -> int:
     """Add batch after batch; how many documents were cut."""
     truncated = 0
-    first, crc = (done.lines, done.crc32) if done else (0, 0)
-    progress(first)
+    done_lines, crc = (done.lines, done.crc32) if done else (0, 0)
+    progress(done_lines)
+    taken: deque[_Batch] = deque()
+
+    def texts() -> Iterator[list[str]]:
+        for batch in _batches(source, lines, done_lines, crc):
+            taken.append(batch)
+            yield [text for _, text in batch.documents]
+
+    for encoded in encoder.stream(texts()):
+        batch = taken.popleft()
+        truncated += int(encoded.truncated.sum())
+        has_vectors = index.manifest.vectors is not None
+        try:
+            writer.add(
+                [name for name, _ in batch.documents],
+                encoded.codes,
+                texts=[text for _, text in batch.documents] if keep_texts else None,
+                factors=encoded.factors if index.manifest.factors else None,
+                vectors=index.pack(encoded.vectors) if has_vectors else None,
+                replace_existing=replace,
+                progress=Progress(batch.end, batch.crc32) if done else None,
+            )
+        except InputError as error:
+            where = f"{source.name}, lines {batch.begin + 1} to {batch.end}"
+            raise InputError(f"{where}: {error}") from error
+        progress(batch.end)
+    return truncated
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Documents of some lines, id and text of each; and the CRC-32 of all lines so far."""
+
+    documents: list[tuple[str, str]]
+    begin: int
+    end: int
+    crc32: int
+
+
+def _batches(
+    source: Source, lines: Iterator[bytes], first: int, crc: int
+) -> Iterator[_Batch]:
+    """Batches that hold documents."""
     while batch := list(islice(lines, BATCH)):
         documents = list(_documents(source, batch, first))
-        first, crc = first + len(batch), _crc(batch, crc)
+        begin, first, crc = first, first + len(batch), _crc(batch, crc)
         if documents:
-            encoded = encoder.documents([text for _, text in documents])
-            truncated += int(encoded.truncated.sum())
-            has_vectors = index.manifest.vectors is not None
-            try:
-                writer.add(
-                    [name for name, _ in documents],
-                    encoded.codes,
-                    texts=[text for _, text in documents] if keep_texts else None,
-                    factors=encoded.factors if index.manifest.factors else None,
-                    vectors=index.pack(encoded.vectors) if has_vectors else None,
-                    replace_existing=replace,
-                    progress=Progress(first, crc) if done else None,
-                )
-            except InputError as error:
-                where = f"{source.name}, lines {first - len(batch) + 1} to {first}"
-                raise InputError(f"{where}: {error}") from error
-        progress(first)
-    return truncated
+            yield _Batch(documents, begin, first, crc)
 
 
 def _documents(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,24 @@ class Queries:
     vectors: Vectors
 
 
+class Encoder(Protocol):
+    """What an index is built with.
+
+    Attributes:
+        bits: Width of its codes.
+        dimension: Length of its vectors.
+        info: What ties an index to it.
+    """
+
+    bits: int
+    dimension: int
+    info: EncoderInfo
+
+    def stream(self, batches: Iterable[Sequence[str]]) -> Iterator[Documents]:
+        """Encode batches of documents, in order; batches may be taken ahead."""
+        ...
+
+
 def coder_of(embedder: Embedder) -> Coder | SignCoder:
     """What turns the vectors of an encoder into codes: its bundle's coder, else their signs.
 
@@ -121,6 +140,10 @@ class TextEncoder:
         )
         codes = self._coder.encode(vectors)
         return Documents(codes, self._coder.factors(vectors, codes), vectors, cut)
+
+    def stream(self, batches: Iterable[Sequence[str]]) -> Iterator[Documents]:
+        """Encode batches of documents, one after the other."""
+        return map(self.documents, batches)
 
     def queries(self, texts: Sequence[str], *, truncate: bool = False) -> Queries:
         """Encode queries.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,37 @@ def test_the_commands_from_build_to_search(bundles: Bundles, tmp_path: Path) -> 
     about = json.loads(run("index", "info", path, "--verify", "--json").stdout)
     assert (about["documents"], about["deleted"], about["bits"]) == (40, 0, 32)
     assert run("index", "info", path).exit_code == 0
+
+
+def test_a_build_on_a_full_disk_goes_on_when_there_is_room(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    """A real tmpfs that is too small, and then is made larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
+        pytest.skip("no right to mount a tmpfs")
+    try:
+        lines = json_lines(4000)
+        with pytest.raises(BinaryIndexError, match=r"No space left.*make room"):
+            build_index(disk / "index", encoder, source(lines))
+        assert not (disk / "index").exists()
+        more = ["mount", "-o", "remount,size=4m", str(disk)]
+        subprocess.run(more, check=True)
+        added = build_index(disk / "index", encoder, source(lines))
+        assert added.documents == 4000
+        assert 0 < added.resumed < 4000
+        index = BinaryIndex(disk / "index")
+        index.verify()
+        build_index(tmp_path / "index", encoder, source(lines))
+        same = (disk / "index/data-0/codes").read_bytes()
+        assert (tmp_path / "index/data-0/codes").read_bytes() == same
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_query_that_is_too_long_is_refused(bundles: Bundles, tmp_path: Path) -> None:
