@@ -77,12 +77,13 @@ class Operators:
 
     Attributes:
         groups: The group of each.
-        products: The weighted products of attention and FFN.
+        products: The weighted products of attention and FFN; more than one where a
+            runtime joined some.
         kinds: The operator of each.
     """
 
     groups: dict[str, str]
-    products: dict[str, Product]
+    products: dict[str, tuple[Product, ...]]
     kinds: dict[str, str]
 
 
@@ -135,7 +136,7 @@ class _Finder:
         return Operators(
             {name: self.group.get(i, OTHER) for i, name in enumerate(names)},
             {
-                names[i]: self._product(i)
+                names[i]: (self._product(i),)
                 for i in self.body
                 if self.group.get(i) in ("attention", "ffn")
             },
@@ -214,8 +215,9 @@ class _Finder:
         inside |= self._flood(
             contexts,
             self._before,
-            lambda i: i in self.weights
-            or self.nodes[i].op_type == "DynamicQuantizeLinear",
+            lambda i: (
+                i in self.weights or self.nodes[i].op_type == "DynamicQuantizeLinear"
+            ),
         )
         behind = self._flood(
             contexts,
@@ -287,9 +289,7 @@ class _Finder:
                 i
                 for i in self._before(mean)
                 if self.nodes[i].op_type == "Pow"
-                or (
-                    self.nodes[i].op_type == "Mul" and len({*self.nodes[i].input}) == 1
-                )
+                or (self.nodes[i].op_type == "Mul" and len({*self.nodes[i].input}) == 1)
             }
             found |= {mean} | pieces | squares
         return {i for i in found if i not in self.group and i not in self.weights}
