@@ -69,6 +69,7 @@ def export(
     precision: str = "auto",
     calibration: Calibration = RANGES,
     block: int = 32,
+    table_bits: int = 8,
     max_drop: float | None = None,
     float_graph: Path | None = None,
     min_snr_db: float | None = None,
@@ -87,6 +88,7 @@ def export(
         calibration: The text that ranges are taken from; every eighth text is left for
             measuring what the precision costs.
         block: Weights that share a scale where only weights are quantised.
+        table_bits: 8, or 4 for large embedding tables, where products are integers.
         max_drop: What the precision may cost; `edgelm.export.sensitivity` defines it.
         float_graph: The model's float32 graph, alone in its folder, where it has been
             exported already.
@@ -100,6 +102,7 @@ def export(
         The bundle.
 
     Raises:
+        ConfigError: Tables of so few bits do not go with the precision.
         TargetError: There is no such target, or it does not have the precision.
         ExportError: The graph cannot be made, or is not what was asked for.
         GateError: The bundle does not agree with the original model, or not as
@@ -109,7 +112,7 @@ def export(
     """
     device = load_target(target)
     chosen = device.default_precision if precision == "auto" else precision
-    check_precision(device, chosen)
+    check_precision(device, chosen, table_bits)
     tolerance = TOLERANCE_DB[chosen] if min_snr_db is None else min_snr_db
     wrap(loaded)  # a task without bundles is refused before any work
     if device.runtime == "openvino":
@@ -128,6 +131,7 @@ def export(
         progress("ONNX graph")
         options = {
             "block": block,
+            "table_bits": table_bits,
             "max_drop": max_drop,
             "search": precision == "auto" and chosen == "int8" and max_drop is not None,
         }
