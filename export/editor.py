@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +109,8 @@ class Editor:
             self.follow(
                 f"{out}.int8",
                 self.node("Cast", [f"{out}.int8"], f"{out}.levels", to=1),
-                self.node("Gather", [step, gather.input[1]], f"{out}.step"),
-                self.node("Mul", [f"{out}.levels", f"{out}.step"], out),
+                self.node("Gather", [step, gather.input[1]], f"{out}.steps"),
+                self.node("Mul", [f"{out}.levels", f"{out}.steps"], out),
             )
 
     def _quantise_table_by_blocks(self, gather: Any) -> None:
@@ -148,13 +149,21 @@ class Editor:
 
     def finish(self) -> onnx.ModelProto:
         """Put the new nodes where what they read is there, and drop what nothing reads."""
-        nodes = self._added.pop("", [])
-        nodes += [n for i in self.graph.input for n in self._added.pop(i.name, [])]
+        nodes: list[Any] = []
+
+        def put(node: Any) -> None:
+            nodes.append(node)
+            behind(node.output)
+
+        def behind(tensors: Iterable[str]) -> None:
+            for tensor in tensors:
+                for node in self._added.pop(tensor, []):
+                    put(node)
+
+        behind(("", *(i.name for i in self.graph.input)))
         for old in self.graph.node:
             for node in self._replaced.get(old.output[0], [old]):
-                nodes.append(node)
-                for output in node.output:
-                    nodes += self._added.pop(output, [])
+                put(node)
         copies = [self.onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del self.graph.node[:]
         self.graph.node.extend(copies)

@@ -80,11 +80,13 @@ class Operators:
         products: The weighted products of attention and FFN; more than one where a
             runtime joined some.
         kinds: The operator of each.
+        weights: The products by the constants that hold their weights.
     """
 
     groups: dict[str, str]
     products: dict[str, tuple[Product, ...]]
     kinds: dict[str, str]
+    weights: dict[str, str]
 
 
 def find_groups(proto: onnx.ModelProto) -> Operators:
@@ -141,6 +143,7 @@ class _Finder:
                 if self.group.get(i) in ("attention", "ffn")
             },
             {node.name: node.op_type for node in self.nodes},
+            {weight.name: names[i] for i, weight in self.weights.items()},
         )
 
     def _before(self, i: int) -> list[int]:

@@ -150,6 +150,8 @@ class _OpenVinoRecorder(OpenVinoSession):
             # What it added to a node bears that node's name in front of a slash.
             known = [n for entry in made_of if (n := entry.split("/")[0])]
             origins[name] = tuple(dict.fromkeys(last.get(n, n) for n in known))
+            if not set(origins[name]) & set(graph.groups):
+                origins[name] = _by_weights(op, graph.weights) or origins[name]
             found = {graph.groups.get(n, OTHER) for n in origins[name]}
             group = next((g for g in _FIRST if g in found), OTHER)
             if group == OTHER and not set(origins[name]) & set(graph.groups):
@@ -160,6 +162,17 @@ class _OpenVinoRecorder(OpenVinoSession):
                 products[name] = tuple(inside)
         operators = replace(graph, groups=groups, kinds=kinds, products=products)
         return Recording(tuple(self._calls), operators, origins)
+
+
+def _by_weights(op: Any, weights: Mapping[str, str]) -> tuple[str, ...]:
+    """The node whose weights an operator multiplies; only they tell what was fused and renamed."""
+    if op.get_rt_info()["layerType"].value not in ("FullyConnected", "MatMul"):
+        return ()
+    node = op.input_value(1).get_node()
+    while node.get_input_size():
+        node = node.input_value(0).get_node()
+    name = node.get_friendly_name()
+    return (weights[name],) if name in weights else ()
 
 
 def _reader(op: Any, groups: Mapping[str, str]) -> str:
