@@ -41,7 +41,6 @@ from edgelm.runtimes.few_shot import (
     in_context,
     word_vectors,
 )
-from examples.adapters.train import COARSE
 
 DOMAINS = ("ai", "literature", "music", "politics", "science")
 TYPES = {

@@ -12,15 +12,14 @@ import numpy as np
 
 from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
-from edgelm.export.editor import Editor, layer, tables
+from edgelm.export.editor import LARGE_ROWS, Editor, layer, tables
 from edgelm.export.graph import describe, save, weighted_products
 
 if TYPE_CHECKING:
     import onnx
 
-# The domain of ONNX Runtime's own operators.
-VENDOR = "com.microsoft"
 _MOVES = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
+_BLOCKS = ("MatMulNBits", "GatherBlockQuantized")
 _DTYPES = {1: "fp32", 10: "fp16", 3: "int8", 2: "uint8", 16: "bf16"}
 
 
@@ -80,6 +79,11 @@ def audit(proto: onnx.ModelProto) -> list[Weighted]:
             about = {a.name: a.i for a in node.attribute}
             precision = f"int{about['bits']}-weights"
             count = about["K"] * about["N"]
+        elif node.op_type == "GatherBlockQuantized":
+            about, kind = {a.name: a.i for a in node.attribute}, "table"
+            precision = f"int{about['bits']}"
+            stored = int(np.prod(constants[node.input[0]].dims))
+            count = stored * (8 // about["bits"])
         elif node.op_type == "Gather" and node.input[0] in constants:
             weight, kind = constants[node.input[0]], "table"
             # The steps of an int8 table are a table of one column.
@@ -98,6 +102,7 @@ def wanted_precisions(
     precision: str,
     keep: Collection[str] = (),
     stored: str | None = None,
+    table_bits: int = 8,
 ) -> dict[str, str]:
     """The precision that each weighted product and table shall have, by name of its node.
 
@@ -106,6 +111,7 @@ def wanted_precisions(
         precision: Of every product that is no head.
         keep: Names of products that stay float32.
         stored: Of the tables; the products' own, int8 for integers, if not given.
+        table_bits: Of large tables, where products are integers.
 
     Raises:
         ExportError: What is to be kept is no weighted product.
@@ -119,7 +125,11 @@ def wanted_precisions(
     if stored is None:
         stored = "int8" if precision.startswith("int") else precision
     rows = tables(editor.proto, editor.constants)
-    return wanted | dict.fromkeys((gather.name for gather in rows), stored)
+    wanted |= dict.fromkeys((gather.name for gather in rows), stored)
+    if table_bits == 4:
+        large = (g for g in rows if len(editor.constants[g.input[0]]) >= LARGE_ROWS)
+        wanted |= dict.fromkeys((gather.name for gather in large), "int4")
+    return wanted
 
 
 def write(proto: onnx.ModelProto, path: Path, wanted: Mapping[str, str]) -> Graph:
@@ -166,13 +176,14 @@ def _check_scales(proto: onnx.ModelProto) -> None:
     onnx = require("onnx", "export")
     constants = {t.name: t for t in proto.graph.initializer}
     for node in proto.graph.node:
-        place = {"QuantizeLinear": 1, "DequantizeLinear": 1, "MatMulNBits": 2}
+        place = {"QuantizeLinear": 1, "DequantizeLinear": 1}
+        place |= dict.fromkeys(_BLOCKS, 2)
         name = node.input[place.get(node.op_type, 0)] if node.input else ""
         if node.op_type not in place or name not in constants:
             continue
         scale = onnx.numpy_helper.to_array(constants[name])
-        # MatMulNBits has no level beside the lowest one: its step may be negative.
-        size = np.abs(scale) if node.op_type == "MatMulNBits" else scale
+        # These have no level beside the lowest one: their steps may be negative.
+        size = np.abs(scale) if node.op_type in _BLOCKS else scale
         if not (np.isfinite(scale).all() and (size > 0).all()):
             raise ExportError(
                 f"The scales of {layer(node)} are not all positive and finite."

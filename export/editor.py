@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import ExportError, require
-from edgelm.export.rounding import quantise_weights
+from edgelm.export.rounding import pack, quantise_blocks, quantise_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 LEAST_ROWS = 32
 # Of float16.
 LARGEST = 65504.0
+# One of fewer gains nothing by having 4 bits: positions, which every text reads.
+LARGE_ROWS = 4096
+# Numbers of a row that share a step: 32 cost 7 % more bytes and gain 0.9 dB, 128 save 4 % and lose 0.6 (minilm).
+TABLE_BLOCK = 64
+# The domain of ONNX Runtime's own operators.
+VENDOR = "com.microsoft"
 
 
 class Editor:
@@ -79,15 +85,23 @@ class Editor:
         """Put nodes behind a tensor; behind the constants for an empty name."""
         self._added[tensor] += nodes
 
-    def replace(self, product: Any, *nodes: Any) -> None:
-        """Put nodes in a product's place; the first of them takes its name and its layer."""
-        nodes[0].name = product.name
-        nodes[0].metadata_props.extend(product.metadata_props)
-        self._replaced[product.output[0]] = list(nodes)
+    def replace(self, old: Any, *nodes: Any) -> None:
+        """Put nodes in another's place; the first of them takes its name and its layer."""
+        nodes[0].name = old.name
+        nodes[0].metadata_props.extend(old.metadata_props)
+        self._replaced[old.output[0]] = list(nodes)
 
-    def quantise_tables(self) -> None:
-        """Embedding tables that the graph reads by row: int8, each row with a step of its own."""
+    def quantise_tables(self, bits: int = 8) -> None:
+        """Embedding tables that the graph reads by row: int8, each row with a step of its own.
+
+        Args:
+            bits: With 4, large tables become ONNX Runtime's GatherBlockQuantized, each
+                `TABLE_BLOCK` numbers of a row with a step of their own, in float16.
+        """
         for gather in tables(self.proto, self.constants):
+            if bits == 4 and len(self.constants[gather.input[0]]) >= LARGE_ROWS:
+                self._quantise_table_by_blocks(gather)
+                continue
             name, out = gather.input[0], gather.output[0]
             table = np.ascontiguousarray(self.constants[name].T)
             levels, steps = quantise_weights(table)
@@ -97,8 +111,8 @@ class Editor:
             self.follow(
                 f"{out}.int8",
                 self.node("Cast", [f"{out}.int8"], f"{out}.levels", to=1),
-                self.node("Gather", [step, gather.input[1]], f"{out}.step"),
-                self.node("Mul", [f"{out}.levels", f"{out}.step"], out),
+                self.node("Gather", [step, gather.input[1]], f"{out}.steps"),
+                self.node("Mul", [f"{out}.levels", f"{out}.steps"], out),
             )
 
     def halve_tables(self, keep: Collection[str] = ()) -> None:
@@ -116,15 +130,57 @@ class Editor:
             gather.output[0] = f"{out}.fp16"
             self.follow(f"{out}.fp16", self.node("Cast", [f"{out}.fp16"], out, to=1))
 
+    def _quantise_table_by_blocks(self, gather: Any) -> None:
+        """The operator's definition: github.com/microsoft/onnxruntime, docs/ContribOperators.md."""
+        name, out = gather.input[0], gather.output[0]
+        table = self.constants[name]
+        if table.shape[1] % TABLE_BLOCK:
+            raise ExportError(
+                f"The rows of {layer(gather)} are {table.shape[1]} wide; 4 bits take a multiple of {TABLE_BLOCK}. "
+                "Leave --embedding-bits at 8."
+            )
+        levels, steps = quantise_blocks(table.T, 4, TABLE_BLOCK, np.float16)
+        inputs = [
+            self.constant(f"{name}.int4", pack(levels, 4).reshape(len(table), -1)),
+            gather.input[1],
+            self.constant(f"{name}.step", steps.astype(np.float16)),
+        ]
+        node = self.node(
+            "GatherBlockQuantized",
+            inputs,
+            f"{out}.fp16",
+            domain=VENDOR,
+            bits=4,
+            block_size=TABLE_BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        cast = self.node("Cast", [f"{out}.fp16"], out, to=1)
+        self.replace(gather, node, cast)
+        self.use_vendor()
+
+    def use_vendor(self) -> None:
+        """Declare ONNX Runtime's own operators."""
+        if all(opset.domain != VENDOR for opset in self.proto.opset_import):
+            self.proto.opset_import.append(self.onnx.helper.make_opsetid(VENDOR, 1))
+
     def finish(self) -> onnx.ModelProto:
         """Put the new nodes where what they read is there, and drop what nothing reads."""
-        nodes = self._added.pop("", [])
-        nodes += [n for i in self.graph.input for n in self._added.pop(i.name, [])]
+        nodes: list[Any] = []
+
+        def put(node: Any) -> None:
+            nodes.append(node)
+            behind(node.output)
+
+        def behind(tensors: Iterable[str]) -> None:
+            for tensor in tensors:
+                for node in self._added.pop(tensor, []):
+                    put(node)
+
+        behind(("", *(i.name for i in self.graph.input)))
         for old in self.graph.node:
             for node in self._replaced.get(old.output[0], [old]):
-                nodes.append(node)
-                for output in node.output:
-                    nodes += self._added.pop(output, [])
+                put(node)
         copies = [self.onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del self.graph.node[:]
         self.graph.node.extend(copies)

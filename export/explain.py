@@ -97,7 +97,8 @@ def _openvino(path: Path, exact: bool) -> tuple[str, dict[str, int]]:
     settings = {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
     model = openvino.Core().compile_model(str(path), "CPU", settings)
     kinds = (
-        str(op.get_rt_info()["layerType"]) for op in model.get_runtime_model().get_ops()
+        str(op.get_rt_info()["layerType"].value)
+        for op in model.get_runtime_model().get_ops()
     )
     version = openvino.__version__.split("-")[0]
     return f"OpenVINO {version} CPU", _counted(kinds)

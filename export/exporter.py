@@ -73,6 +73,7 @@ def export(
     precision: str = "auto",
     calibration: Calibration = RANGES,
     block: int = 32,
+    table_bits: int = 8,
     max_drop: float | None = None,
     float_graph: Path | None = None,
     min_snr_db: float | None = None,
@@ -92,6 +93,7 @@ def export(
         calibration: The text that ranges are taken from; every eighth text is left for
             measuring what the precision costs.
         block: Weights that share a scale where only weights are quantised.
+        table_bits: 8, or 4 for large embedding tables, where products are integers.
         max_drop: What the precision may cost; `edgelm.export.sensitivity` defines it.
         float_graph: The model's float32 graph, alone in its folder, where it has been
             exported already.
@@ -108,6 +110,7 @@ def export(
         The bundle.
 
     Raises:
+        ConfigError: Tables of so few bits do not go with the precision.
         TargetError: There is no such target, it does not have the precision, or the
             model does not fit it.
         ExportError: The graph cannot be made, or is not what was asked for.
@@ -118,7 +121,7 @@ def export(
     """
     device = load_target(target)
     chosen = device.default_precision if precision == "auto" else precision
-    check_precision(device, chosen)
+    check_precision(device, chosen, table_bits)
     tolerance = TOLERANCE_DB[chosen] if min_snr_db is None else min_snr_db
     wrap(loaded, layer=token_embeddings)  # a task without bundles is refused at once
     predicted = fit(loaded, device, chosen)
@@ -139,6 +142,7 @@ def export(
         options: dict[str, Any] = {
             "token_embeddings": token_embeddings,
             "block": block,
+            "table_bits": table_bits,
             "max_drop": max_drop,
             "search": precision == "auto" and chosen == "int8" and max_drop is not None,
         }

@@ -14,7 +14,9 @@ from edgelm.export.graph import weighted_products
 from edgelm.export.rounding import quantise_weights
 
 
-def quantize_dynamic(source: Path, path: Path, keep: Collection[str] = ()) -> Graph:
+def quantize_dynamic(
+    source: Path, path: Path, keep: Collection[str] = (), table_bits: int = 8
+) -> Graph:
     """Weights per channel, symmetric; activations by what each call brings.
 
     Every input is DynamicQuantizeLinear once, however many products read it, and a product is
@@ -24,6 +26,7 @@ def quantize_dynamic(source: Path, path: Path, keep: Collection[str] = ()) -> Gr
         source: A float32 graph.
         path: The file to write.
         keep: Names of products that stay float32.
+        table_bits: 8, or 4 for large embedding tables.
 
     Returns:
         The new graph's interface.
@@ -32,7 +35,7 @@ def quantize_dynamic(source: Path, path: Path, keep: Collection[str] = ()) -> Gr
         ExportError: A weight is not finite, or the graph is not what was asked for.
     """
     editor = Editor(source)
-    wanted = wanted_precisions(editor, "int8", keep)
+    wanted = wanted_precisions(editor, "int8", keep, table_bits=table_bits)
     done = set()
     for product in weighted_products(editor.proto)[0]:
         if product.name in keep:
@@ -55,5 +58,5 @@ def quantize_dynamic(source: Path, path: Path, keep: Collection[str] = ()) -> Gr
             editor.node("Mul", [scale, step], f"{out}.step"),
             editor.node("Mul", [f"{out}.levels", f"{out}.step"], out),
         )
-    editor.quantise_tables()
+    editor.quantise_tables(table_bits)
     return write(editor.finish(), path, wanted)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgelm import schema
 from edgelm.bundle import GRAPH, EmbeddingInfo, Graph, NerInfo, ScoringInfo
 from edgelm.calibration import Calibration, load_texts, split
-from edgelm.errors import GateError, TargetError, require
+from edgelm.errors import ConfigError, GateError, TargetError, require
 from edgelm.export.graph import read_graph
 from edgelm.export.half import write_half
 from edgelm.export.int8_dynamic import quantize_dynamic
@@ -57,12 +57,22 @@ class Written:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_precision(target: Target, precision: str) -> None:
+def check_precision(target: Target, precision: str, table_bits: int = 8) -> None:
     """Refuse what a target cannot run.
 
     Raises:
-        TargetError: It does not have the precision.
+        ConfigError: The precision's tables are not whole numbers.
+        TargetError: It does not have the precision, or no tables of so few bits.
     """
+    if table_bits == 4 and not precision.startswith("int"):
+        raise ConfigError(
+            f"--embedding-bits 4 goes with int8, int8-weights and int4-weights, not with {precision}."
+        )
+    if table_bits == 4 and target.runtime != "onnxruntime":
+        raise TargetError(
+            f"--embedding-bits 4 needs GatherBlockQuantized, an operator of ONNX Runtime's own that {target.runtime}, "
+            f"the runtime of the target {target.name}, does not have. Leave it at 8."
+        )
     if precision in target.precisions:
         return
     has = f"The target {target.name} has the precisions {', '.join(target.precisions)}; {precision} was asked for."
@@ -80,6 +90,7 @@ def write_graph(
     calibration: Calibration,
     *,
     block: int = 32,
+    table_bits: int = 8,
     max_drop: float | None = None,
     search: bool = False,
 ) -> Written:
@@ -94,6 +105,7 @@ def write_graph(
         calibration: The text that ranges are taken from, and, another part of it, that
             the drop is measured on.
         block: Weights that share a scale, where only weights are quantised.
+        table_bits: 8, or 4 for large embedding tables, where products are integers.
         max_drop: The largest drop that will do, as `edgelm.export.sensitivity` defines it.
         search: Whether int8 may leave layers in float to hold ``max_drop``.
 
@@ -114,15 +126,17 @@ def write_graph(
         about["fp32"] = dict(kept)
     elif precision in _VENDOR:
         config = WeightOnly(4 if precision == "int4-weights" else 8, block)
-        graph = quantize_weights(source, path, config)
+        graph = quantize_weights(source, path, config, table_bits)
         about["block"] = block
     else:
-        quantise = _int8(target, source, ranges)
+        quantise = _int8(target, source, ranges, table_bits)
         plan = _plan(judge, quantise, source, path.parent, max_drop) if search else None
         graph = quantise(path, plan.keep if plan else ())
         if plan:
             about |= {"predicted": plan.predicted, "tables": plan.least}
             about["layers"] = schema.plain(plan.choices)
+    if table_bits != 8:
+        about["table_bits"] = table_bits
     found = judge.drop(path)
     about |= {"measure": measure_name(judge.info), "drop": found, "max_drop": max_drop}
     if max_drop is not None and not found <= max_drop:
@@ -156,11 +170,13 @@ def feeds(
 _Quantise = Callable[[Path, Collection[str]], Graph]
 
 
-def _int8(target: Target, source: Path, ranges: Iterator[Feeds]) -> _Quantise:
+def _int8(
+    target: Target, source: Path, ranges: Iterator[Feeds], table_bits: int
+) -> _Quantise:
     # ONNX Runtime's kernels are fastest with ranges taken at each call; the
     # other runtimes have kernels for static ranges only.
     if target.runtime == "onnxruntime":
-        return lambda path, keep: quantize_dynamic(source, path, keep)
+        return lambda path, keep: quantize_dynamic(source, path, keep, table_bits)
     scalings = observe(source, ranges)
     half = target.runtime == "tensorrt"
     return lambda path, keep: quantize_static(source, path, scalings, keep, half)

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 127.0
+# How often a step is fitted to its levels; more gains nothing.
+_REFITS = 3
 
 
 def rounded(x: NDArray[Any], step: Any) -> NDArray[Any]:
@@ -41,10 +43,14 @@ def quantise_weights(
 
 
 def quantise_blocks(
-    weights: NDArray[np.float32], bits: int, block: int
+    weights: NDArray[np.float32],
+    bits: int,
+    block: int,
+    stored: type[np.floating[Any]] = np.float32,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Symmetric whole numbers for each block of inputs, at the step of least squared error.
 
+    From each of several first steps, levels and step are fitted to each other in turns.
     A step may be negative: the lowest level, ``-2 ** (bits - 1)``, has no counterpart above,
     and so falls to whichever end of the block is farther out.
 
@@ -52,6 +58,7 @@ def quantise_blocks(
         weights: float32 ``[inputs, outputs]``.
         bits: 4 or 8.
         block: Inputs that share a step; the last block is filled up with zeros.
+        stored: The type that steps are rounded to before levels are chosen.
 
     Returns:
         Levels plus ``2 ** (bits - 1)``, uint8 ``[outputs, blocks, block]``, and the
@@ -71,12 +78,19 @@ def quantise_blocks(
     # Over -(middle - 1) a step is the usual symmetric one, whose ends are alike.
     for divisor in (-middle, -middle * 1.1, -middle * 1.2, -(middle - 1)):
         step = (end / divisor).astype(np.float32)
-        levels = np.clip(np.rint(rows / step), -middle, middle - 1)
-        error = np.square(levels * step - rows).sum(-1, keepdims=True)
-        better = error < least
-        steps, least = np.where(better, step, steps), np.where(better, error, least)
-    levels = np.clip(np.rint(rows / steps), -middle, middle - 1) + middle
-    return levels.astype(np.uint8), steps[..., 0].astype(np.float32)
+        for _ in range(_REFITS):
+            levels = np.clip(np.rint(rows / step), -middle, middle - 1)
+            error = np.square(levels * step - rows).sum(-1, keepdims=True)
+            better = error < least
+            steps, least = np.where(better, step, steps), np.where(better, error, least)
+            # The best step for these levels, which may then no longer be the nearest.
+            energy = np.square(levels).sum(-1, keepdims=True)
+            fitted = (levels * rows).sum(-1, keepdims=True) / np.maximum(energy, 1.0)
+            usable = np.abs(fitted) > np.abs(step) / 2
+            step = np.where(usable, fitted, step).astype(np.float32)
+    kept = steps.astype(stored).astype(np.float32)
+    levels = np.clip(np.rint(rows / kept), -middle, middle - 1) + middle
+    return levels.astype(np.uint8), kept[..., 0]
 
 
 def pack(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -73,14 +73,12 @@ class Plan:
     Attributes:
         keep: Names of the products that stay in float.
         predicted: Drop of the graph if those of its groups add up.
-        achieved: Drop of the graph.
         least: Drop with every product in float: what the tables cost.
         choices: What became of each group, in the graph's order.
     """
 
     keep: frozenset[str]
     predicted: float
-    achieved: float
     least: float
     choices: tuple[Choice, ...]
 
@@ -137,26 +135,23 @@ def choose(
         return frozenset(name for i in kept for name in found[i].nodes)
 
     # The first `high` of the order in float are known to do, the first `low` - 1 not.
-    low, high, achieved = 0, len(order), least
+    low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        drop = measure(names(order[:middle]))
-        if drop <= max_drop:
-            high, achieved = middle, drop
+        if measure(names(order[:middle])) <= max_drop:
+            high = middle
         else:
             low = middle + 1
     kept = set(order[:high])
     for i in sorted(kept, key=lambda i: -found[i].weights):
-        drop = measure(names(kept - {i}))
-        if drop <= max_drop:
+        if measure(names(kept - {i})) <= max_drop:
             kept.remove(i)
-            achieved = drop
     predicted = least + sum(d for i, d in enumerate(drops) if i not in kept)
     choices = tuple(
         Choice(g.layers, g.weights, drops[i], "fp32" if i in kept else precision)
         for i, g in enumerate(found)
     )
-    return Plan(names(kept), predicted, achieved, least, choices)
+    return Plan(names(kept), predicted, least, choices)
 
 
 def measure_name(info: Info) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.bundle import Graph
 from edgelm.errors import ConfigError
-from edgelm.export.audit import VENDOR, wanted_precisions, write
-from edgelm.export.editor import Editor
+from edgelm.export.audit import wanted_precisions, write
+from edgelm.export.editor import VENDOR, Editor
 from edgelm.export.graph import weighted_products
 from edgelm.export.rounding import pack, quantise_blocks
 
@@ -46,9 +45,9 @@ class WeightOnly:
 
 
 def quantize_weights(
-    source: Path, path: Path, config: WeightOnly, keep: Collection[str] = ()
+    source: Path, path: Path, config: WeightOnly, table_bits: int = 8
 ) -> Graph:
-    """Write a graph whose weighted products are ONNX Runtime's MatMulNBits; its tables are int8 by row.
+    """Write a graph whose weighted products are ONNX Runtime's MatMulNBits.
 
     The operator's definition: github.com/microsoft/onnxruntime, docs/ContribOperators.md, MatMulNBits.
 
@@ -56,7 +55,7 @@ def quantize_weights(
         source: A float32 graph.
         path: The file to write.
         config: How.
-        keep: Names of products that stay float32.
+        table_bits: 8, or 4 for large embedding tables.
 
     Returns:
         The new graph's interface.
@@ -65,10 +64,10 @@ def quantize_weights(
         ExportError: A weight is not finite, or the graph is not what was asked for.
     """
     editor = Editor(source)
-    wanted = wanted_precisions(editor, f"int{config.bits}-weights", keep)
+    wanted = wanted_precisions(
+        editor, f"int{config.bits}-weights", table_bits=table_bits
+    )
     for product in weighted_products(editor.proto)[0]:
-        if product.name in keep:
-            continue
         weights = editor.constants[product.input[1]]
         levels, steps = quantise_blocks(weights, config.bits, config.block)
         new = f"{product.name}.weight"
@@ -89,7 +88,6 @@ def quantize_weights(
             accuracy_level=_INT8,
         )
         editor.replace(product, node)
-    editor.quantise_tables()
-    proto = editor.finish()
-    proto.opset_import.append(editor.onnx.helper.make_opsetid(VENDOR, 1))
-    return write(proto, path, wanted)
+    editor.quantise_tables(table_bits)
+    editor.use_vendor()
+    return write(editor.finish(), path, wanted)

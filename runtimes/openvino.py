@@ -50,24 +50,30 @@ class OpenVinoSession:
             MissingExtraError: OpenVINO is not installed.
         """
         openvino = require("openvino", "openvino")
-        settings: dict[str, Any] = {"NUM_STREAMS": workers}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads * workers
-        if exact:
-            settings["INFERENCE_PRECISION_HINT"] = "f32"
+        settings = self._settings(threads, workers, exact)
         version = openvino.__version__.split("-")[0]
         try:
-            model = openvino.Core().compile_model(str(graph), "CPU", settings)
+            self._model = openvino.Core().compile_model(str(graph), "CPU", settings)
         except Exception as error:  # OpenVINO's own exceptions have no common base
             raise SessionError(
                 f"OpenVINO {version} cannot load {graph}: {error}"
             ) from error
         self.provider = PROVIDER
         self.runtime = f"OpenVINO {version} CPU"
-        self._outputs = [output.any_name for output in model.outputs]
+        self._outputs = [output.any_name for output in self._model.outputs]
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(workers):
-            self._requests.put(model.create_infer_request())
+            self._requests.put(self._model.create_infer_request())
+
+    def _settings(
+        self, threads: int | None, workers: int, exact: bool
+    ) -> dict[str, Any]:
+        settings: dict[str, Any] = {"NUM_STREAMS": workers}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads * workers
+        if exact:
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
+        return settings
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run the graph once; as many calls as there are workers run at once."""

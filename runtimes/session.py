@@ -68,16 +68,9 @@ class OnnxSession:
                 f"ONNX Runtime {ort.__version__} has no {provider} here. It has: {', '.join(available)}. "
                 "Choose one of these with --provider, or install edgelm[ort-gpu] for CUDA."
             )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads wait for each other awake while an inference runs. Idle threads that
-        # spin would take the cores from whatever else the device does.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = ort.InferenceSession(
-                str(graph), options, providers=[provider]
+                str(graph), self._options(ort, threads), providers=[provider]
             )
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise SessionError(
@@ -92,6 +85,16 @@ class OnnxSession:
         short = self.provider.removesuffix("ExecutionProvider")
         self.runtime = f"ONNX Runtime {ort.__version__} {short}"
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def _options(self, ort: Any, threads: int | None) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads wait for each other awake while an inference runs. Idle threads that
+        # spin would take the cores from whatever else the device does.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run the graph once.

@@ -60,6 +60,14 @@ class _Layer(click.IntRange):
     help="Weights that share a scale, for int8-weights and int4-weights.",
 )
 @click.option(
+    "--embedding-bits",
+    "table_bits",
+    type=click.Choice(["8", "4"]),
+    default="8",
+    show_default=True,
+    help="Of large embedding tables, where products are integers; 4 only in ONNX Runtime.",
+)
+@click.option(
     "--calibration",
     "texts",
     default="built-in",
@@ -107,6 +115,7 @@ def export(
     precision: str,
     max_drop: float | None,
     block: str,
+    table_bits: str,
     texts: str,
     min_snr_db: float | None,
     codes_output: bool,
@@ -149,6 +158,7 @@ def export(
             "precision": precision,
             "calibration": replace(RANGES, texts=texts),
             "block": int(block),
+            "table_bits": int(table_bits),
             "max_drop": max_drop,
             "min_snr_db": min_snr_db,
             "codes_output": codes_output,

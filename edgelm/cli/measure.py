@@ -45,6 +45,12 @@ TEXTS = click.Path(path_type=Path)
     help="Exit 3 if the bundle's 95th percentile is above this.",
 )
 @click.option(
+    "--profile",
+    "profiled",
+    is_flag=True,
+    help="Show where BUNDLE's time goes, and this machine's matrix products alone.",
+)
+@click.option(
     "--report",
     type=click.Path(path_type=Path),
     help="Write REPORT.html and REPORT.json; else edgelm-bench-TIME.",
@@ -60,6 +66,7 @@ def bench(
     rounds: int,
     threads: int | None,
     max_p95_ms: float | None,
+    profiled: bool,
     report: Path | None,
     force: bool,
     as_json: bool,
@@ -74,8 +81,12 @@ def bench(
     from edgelm.calibration import read_texts
     from edgelm.errors import GateError
     from edgelm.evaluate.latency import Workload, benchmark
+    from edgelm.evaluate.profile import check_profiled, profile
     from edgelm.reports.latency import COLUMNS, contender_rows, latency_page, verdicts
+    from edgelm.reports.profile import GROUPS, group_rows, sentences
 
+    if profiled:
+        check_profiled(bundle)
     stem = report or Path(f"edgelm-bench-{datetime.now():%Y%m%d-%H%M%S}")
     stem = stem.with_suffix("") if stem.suffix in (".html", ".json") else stem
     chosen = (
@@ -86,6 +97,9 @@ def bench(
     workload = Workload(tuple(chosen), rounds=rounds, threads=threads)
     with progress_bar("opening") as update:
         result = benchmark([bundle, *against], workload, update)
+        if profiled:
+            update(f"profile of {bundle}", 0, None)
+            result["profile"] = profile(bundle, chosen, threads=threads)
     with new_file(stem.with_suffix(".json"), force=force) as path:
         path.write_text(json.dumps(finite(result), indent=2) + "\n", encoding="utf-8")
     with new_file(stem.with_suffix(".html"), force=force) as path:
@@ -95,6 +109,10 @@ def bench(
     show_table("Side by side", [title for _, title in COLUMNS], contender_rows(result))
     for sentence in verdicts(result):
         say(sentence)
+    if profiled:
+        show_table("Where the time goes", GROUPS, group_rows(result["profile"]))
+        for sentence in sentences(result["profile"]):
+            say(sentence)
     say(f"Report: {stem}.html, {stem}.json")
     p95 = result["contenders"][0]["p95_ms"]
     if max_p95_ms is not None and p95 > max_p95_ms:

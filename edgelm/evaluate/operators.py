@@ -77,13 +77,16 @@ class Operators:
 
     Attributes:
         groups: The group of each.
-        products: The weighted products of attention and FFN.
+        products: The weighted products of attention and FFN; more than one where a
+            runtime joined some.
         kinds: The operator of each.
+        weights: The products by the constants that hold their weights.
     """
 
     groups: dict[str, str]
-    products: dict[str, Product]
+    products: dict[str, tuple[Product, ...]]
     kinds: dict[str, str]
+    weights: dict[str, str]
 
 
 def find_groups(proto: onnx.ModelProto) -> Operators:
@@ -135,11 +138,12 @@ class _Finder:
         return Operators(
             {name: self.group.get(i, OTHER) for i, name in enumerate(names)},
             {
-                names[i]: self._product(i)
+                names[i]: (self._product(i),)
                 for i in self.body
                 if self.group.get(i) in ("attention", "ffn")
             },
             {node.name: node.op_type for node in self.nodes},
+            {weight.name: names[i] for i, weight in self.weights.items()},
         )
 
     def _before(self, i: int) -> list[int]:

@@ -9,7 +9,7 @@ _ROW, _LABEL, _WIDTH, _VALUE = 28, 160, 520, 62
 
 
 def bars(
-    title: str, unit: str, rows: Sequence[tuple[str, float]], *, better: str
+    title: str, unit: str, rows: Sequence[tuple[str, float]], *, better: str = ""
 ) -> str:
     """Horizontal bars, one a row.
 
@@ -17,7 +17,7 @@ def bars(
         title: What is shown.
         unit: Of the values.
         rows: Label and value; the first row is highlighted.
-        better: ``lower`` or ``higher``.
+        better: ``lower`` or ``higher``; nothing where neither is.
 
     Returns:
         An ``<svg>`` element with a text alternative.
@@ -35,7 +35,7 @@ def bars(
             f'<text class="value" x="{_LABEL + width + 6:.1f}" y="{y + 15}">{number(value)}</text>'
         )
     height = 40 + len(rows) * _ROW
-    heading = f"{title}, {unit} ({better} is better)"
+    heading = f"{title}, {unit}" + (f" ({better} is better)" if better else "")
     summary = "; ".join(f"{label}: {number(value)} {unit}" for label, value in rows)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(heading)}. {escape(summary)}">'

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgelm.reports.charts import bars, number
 from edgelm.reports.html import fact_list, page, table
+from edgelm.reports.profile import profile_section
 
 # Column of a contender -> title, unit, which way is better.
 _PLOTS = (
@@ -57,12 +58,14 @@ def latency_page(result: Mapping[str, Any]) -> str:
         ("Versions", ", ".join(f"{k} {v}" for k, v in environment["versions"].items())),
         ("Measured", environment["measured_at"]),
     ]
+    profile = result.get("profile")
     return page(
         f"{contenders[0]['name']}: latency",
         "".join(f'<p class="verdict">{escape(v)}</p>' for v in verdicts(result))
         + f'<p class="note">{escape(about)}</p>'
         + f"<h2>Side by side</h2>{plots}"
         + table([title for _, title in COLUMNS], contender_rows(result))
+        + ("" if profile is None else profile_section(profile))
         + f"<h2>Environment</h2>{fact_list(facts)}",
     )
 

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgelm.bundle import open_bundle
-from edgelm.errors import ConfigError, TargetError
+from edgelm.errors import ConfigError, ExportError, TargetError
 from edgelm.export import export
 from edgelm.export.audit import audit
+from edgelm.export.editor import LARGE_ROWS, TABLE_BLOCK
+from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.rounding import pack, quantise_blocks
 from edgelm.export.weight_only import WeightOnly, quantize_weights
 from edgelm.models import load_model
@@ -163,3 +165,92 @@ def test_settings_are_checked() -> None:
         WeightOnly(4, 48)
     with pytest.raises(ConfigError, match="4 or 8 bits"):
         WeightOnly(3)
+
+
+def table_of(path: Path, table: np.ndarray) -> Path:
+    """Rows of a table, and a weighted product behind them."""
+    helper, make = onnx.helper, onnx.helper.make_tensor_value_info
+    width = table.shape[1]
+    nodes = [
+        helper.make_node("Gather", ["t", "input_ids"], ["e"], name="rows"),
+        helper.make_node("MatMul", ["e", "w"], ["h"], name="product"),
+        helper.make_node("Relu", ["h"], ["y"], name="last"),
+    ]
+    constants = {"t": table, "w": np.eye(width, 3)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [make("input_ids", 7, ["batch", "sequence"])],
+        [
+            make("e", 1, ["batch", "sequence", width]),
+            make("y", 1, ["batch", "sequence", 3]),
+        ],
+        [onnx.numpy_helper.from_array(v.astype("f4"), n) for n, v in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("way", ["int8", "4 bits"])
+def test_a_large_table_of_4_bits(tmp_path: Path, way: str) -> None:
+    """ONNX Runtime gives the rows that the levels and steps define; zeros stay zero."""
+    table = np.random.default_rng(0).standard_normal((LARGE_ROWS, 128))
+    table[7] = 0
+    table[:, 64:] *= 2.0**-9
+    source = table_of(tmp_path / "f.onnx", table)
+    if way == "int8":
+        quantize_dynamic(source, tmp_path / "q.onnx", table_bits=4)
+    else:
+        quantize_weights(source, tmp_path / "q.onnx", WeightOnly(4), table_bits=4)
+    levels, steps = quantise_blocks(
+        table.T.astype("f4"), 4, TABLE_BLOCK, stored=np.float16
+    )
+    assert (steps == steps.astype(np.float16)).all()
+    due = unpacked(pack(levels, 4), steps, 4, TABLE_BLOCK, 128).T
+    session = onnxruntime.InferenceSession(
+        tmp_path / "q.onnx", providers=["CPUExecutionProvider"]
+    )
+    ids = np.array([[0, 7, LARGE_ROWS - 1]])
+    (found,) = session.run(["e"], {"input_ids": ids})
+    # The operator rounds what it gives to float16.
+    np.testing.assert_allclose(found[0], due[ids[0]], rtol=2**-10)
+    assert not found[0, 1].any()
+    near = np.square(due - table).sum(1) / np.maximum(np.square(table).sum(1), 1e-9)
+    assert near.max() < 0.03
+    (entry,) = [w for w in audit(onnx.load(tmp_path / "q.onnx")) if w.kind == "table"]
+    assert (entry.precision, entry.weights) == ("int4", table.size)
+    assert (tmp_path / "q.onnx").stat().st_size < table.size * 0.6
+
+
+def test_a_small_table_keeps_8_bits_and_an_odd_one_is_refused(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    small = table_of(tmp_path / "f.onnx", draw.standard_normal((100, 64)))
+    quantize_dynamic(small, tmp_path / "q.onnx", table_bits=4)
+    found = audit(onnx.load(tmp_path / "q.onnx"))
+    assert {w.precision for w in found if w.kind == "table"} == {"int8"}
+    odd = table_of(tmp_path / "f.onnx", draw.standard_normal((LARGE_ROWS, 96)))
+    with pytest.raises(ExportError, match="96 wide; 4 bits take a multiple of 64"):
+        quantize_dynamic(odd, tmp_path / "q.onnx", table_bits=4)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "error", "why"),
+    [
+        ("cpu-openvino", "int8", TargetError, "GatherBlockQuantized.*openvino"),
+        ("jetson-orin-nano", "int8", TargetError, "GatherBlockQuantized.*tensorrt"),
+        ("cpu", "fp32", ConfigError, "goes with int8, .* not with fp32"),
+    ],
+)
+def test_4_bits_of_a_table_are_refused_where_they_cannot_be(
+    tiny: Any, tmp_path: Path, target: str, precision: str, error: type, why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        export(
+            load_model(str(tiny("embedding"))),
+            target,
+            tmp_path / "b",
+            precision=precision,
+            table_bits=4,
+        )
+    assert not (tmp_path / "b").exists()
