@@ -88,9 +88,9 @@ def quantise_blocks(
             fitted = (levels * rows).sum(-1, keepdims=True) / np.maximum(energy, 1.0)
             usable = np.abs(fitted) > np.abs(step) / 2
             step = np.where(usable, fitted, step).astype(np.float32)
-    kept = steps.astype(stored).astype(np.float32)
-    levels = np.clip(np.rint(rows / kept), -middle, middle - 1) + middle
-    return levels.astype(np.uint8), kept[..., 0]
+    steps = steps.astype(stored)
+    levels = np.clip(np.rint(rows / steps), -middle, middle - 1) + middle
+    return levels.astype(np.uint8), steps[..., 0].astype(np.float32)
 
 
 def pack(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -13,8 +13,8 @@ from edgelm.export.graph import weighted_products
 from edgelm.export.rounding import pack, quantise_blocks
 
 BLOCKS = (32, 64, 128)
-# MatMulNBits may round activations to int8 by block where a device is faster so. On a CPU that is
-# several times faster than its float32 kernel, and costs less than the weights' own rounding.
+# MatMulNBits may round activations to int8 by block where a device has a kernel for it; the drop
+# that export measures includes that.
 _INT8 = 4
 
 
