@@ -61,7 +61,7 @@ import sys, time
 import edgelm
 model = edgelm.load(sys.argv[1])
 count = int(sys.argv[2])
-rest = [" ".join(f"word{i * 7919 % 9973} and {i * 31 % 811}" for _ in range(1 + i % 12)) for i in range(512)]
+rest = [" ".join(f"word{i * 7919 % 9973} and {i * 31 % 811}" for _ in range(1 + i % 12)) for i in range(64)]
 for part in range(10):
     for _ in range(max(1, count // (10 * len(rest)))):
         model.encode(rest)
