@@ -39,7 +39,7 @@ CAPABILITIES = (
     Capability("builder log and engine inspector", "recorded"),
     Capability("power, clocks, temperatures, tegrastats", "recorded"),
     Capability("names and arguments of TensorRT and polygraphy", "modules"),
-    Capability("builder settings through polygraphy", "modules"),
+    Capability("builder settings through polygraphy", "none"),
     Capability("child process of the build, up to TensorRT's first call", "modules"),
     Capability("engine build", "none"),
     Capability("engine session", "none"),

@@ -99,53 +99,6 @@ def test_what_is_not_there_is_found(
     assert wrong in found[0] if wrong else found == []
 
 
-CONFIG = """
-import json
-from unittest.mock import create_autospec
-import tensorrt as trt
-from polygraphy.backend.trt import CreateConfig, Profile
-
-def real(cls, **more):  # has what the real class has, and nothing else
-    return create_autospec(cls, instance=True, **more)
-
-config = real(trt.IBuilderConfig, num_optimization_profiles=1)
-builder = real(trt.Builder)
-builder.create_builder_config.return_value = config
-tensor = real(trt.ITensor)
-tensor.name, tensor.shape, tensor.is_shape_tensor = "x", (-1, -1), False
-network = real(trt.INetworkDefinition, num_inputs=1, num_layers=0)
-network.get_input.return_value = tensor
-profile = real(trt.IOptimizationProfile)
-profile.get_shape.return_value = [(1, 1), (8, 32), (32, 32)]
-builder.create_optimization_profile.return_value = profile
-create = CreateConfig(
-    profiles=[Profile().add("x", min=(1, 1), opt=(8, 32), max=(32, 32))],
-    sparse_weights=True,
-    memory_pool_limits={trt.MemoryPoolType.WORKSPACE: 5 << 20},
-    builder_optimization_level=2,
-    profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
-)
-create(builder, network)
-flags = [str(call.args[0]).split(".")[-1] for call in config.set_flag.call_args_list]
-pool = [[str(c.args[0]).split(".")[-1], c.args[1]] for c in config.set_memory_pool_limit.call_args_list]
-print(json.dumps({
-    "flags": flags, "pool": pool, "level": config.builder_optimization_level,
-    "verbosity": str(config.profiling_verbosity).split(".")[-1],
-    "shapes": [list(map(list, c.args[1:])) for c in profile.set_shape.call_args_list],
-}))
-"""
-
-
-def test_polygraphy_asks_the_builder_for_what_edgelm_asks_it(major: str) -> None:
-    """Polygraphy's own code, on stand-ins that have what TensorRT's real classes have."""
-    told = json.loads(python(major, "-c", CONFIG).stdout.strip().split("\n")[-1])
-    assert told["flags"] == ["SPARSE_WEIGHTS"]
-    assert told["pool"] == [["WORKSPACE", 5 << 20]]
-    assert told["level"] == 2
-    assert told["verbosity"] == "DETAILED"
-    assert told["shapes"] == [[[1, 1], [8, 32], [32, 32]]]
-
-
 def test_the_driver_is_asked_for_the_gpu(major: str) -> None:
     """A real library, loaded by its name: the stub of the driver."""
     code = "from edgelm.runtimes.tensorrt.gpu import gpu_info; print(gpu_info())"
