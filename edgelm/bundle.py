@@ -20,6 +20,8 @@ GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
 CODES, HEAD = "codes.safetensors", "head.safetensors"
 BUILD = "build.json"
 VECTOR_RANGES = "ranges.safetensors"
+# The output of a graph that gives the vectors of tokens too.
+TOKENS = "token_embeddings"
 
 MANIFEST_LIMIT = 4 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -7,14 +7,12 @@ import inspect
 import torch
 from torch import nn
 
-from edgelm.bundle import EmbeddingInfo, Graph, Tensor
+from edgelm.bundle import TOKENS, EmbeddingInfo, Graph, Tensor
 from edgelm.embeddings import EmbeddingGraph, with_tokens
 from edgelm.errors import ExportError
 from edgelm.models import LoadedModel
 
 OUTPUTS = {"embedding": "sentence_embedding", "ner": "logits", "scoring": "logits"}
-# The optional second output of graphs that read tokens.
-TOKENS = "token_embeddings"
 
 
 class LogitsGraph(nn.Module):

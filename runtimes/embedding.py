@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgelm.bundle import EmbeddingInfo
+from edgelm.bundle import TOKENS, EmbeddingInfo
 from edgelm.errors import InputError
 from edgelm.runtimes.codes import Coder
 from edgelm.runtimes.engine import Engine, check_texts, view
@@ -208,7 +208,7 @@ class Embedder:
             InputError: As for `encode`.
             BundleError: The bundle's graph does not give the vectors of tokens.
         """
-        engine = view(self.engine, "token_embeddings")
+        engine = view(self.engine, TOKENS)
         prefix, encodings = self._tokenize(texts, prompt)
         found = []
         for rows, encoding in zip(engine.run(encodings), encodings, strict=True):

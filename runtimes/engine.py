@@ -200,7 +200,7 @@ def open_engine(
 
 
 def view(engine: Engine, output: str) -> Engine:
-    """The same session, giving another output of the graph.
+    """The same session, giving another output of the graph; of a shared one, without its queue.
 
     Raises:
         BundleError: The graph has no such output.
@@ -212,10 +212,14 @@ def view(engine: Engine, output: str) -> Engine:
             f"The graph of {engine.name} has no output {output}; it has {', '.join(t.name for t in graph.outputs)}. "
             "Export the bundle again with this output."
         )
-    manifest = replace(engine.manifest, graph=replace(graph, outputs=tuple(tensors)))
-    return Engine(
-        engine.name, manifest, engine.tokenizer, engine.session, engine.workers
+    # No new engine: that would set the tokenizer, which others may be using.
+    other = Engine.__new__(Engine)
+    other.__dict__ |= engine.__dict__
+    other.manifest = replace(
+        engine.manifest, graph=replace(graph, outputs=tuple(tensors))
     )
+    other._output = tensors[0]
+    return other
 
 
 def _open_head(bundle: Bundle, info: HeadInfo) -> Head:

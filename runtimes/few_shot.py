@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edgelm import schema
-from edgelm.bundle import Manifest
+from edgelm.bundle import TOKENS, Manifest
 from edgelm.errors import BinaryIndexError
 from edgelm.runtimes.codes import Coder, Floats
 from edgelm.runtimes.engine import Engine, check_texts, view
@@ -30,7 +30,7 @@ from edgelm.runtimes.ner import Entity
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-TOKENS, WORDS = "token_embeddings", "words"
+WORDS = "words"
 FORMAT, FORMAT_VERSION = "edgelm-words", "1"
 _ARRAYS = ("centre", "mean", "encoder", "decoder", "probe")
 # Codes a neighbour that are compared with the float query.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.atomic import check_free, new_folder
+from edgelm.bundle import TOKENS
 from edgelm.codes.config import BinaryCodes
 from edgelm.codes.fitting import fit
 from edgelm.errors import ConfigError, InputError
@@ -21,7 +22,6 @@ from edgelm.metrics import entity_f1
 from edgelm.runtimes.codes import Floats, asymmetric_scores
 from edgelm.runtimes.engine import Engine, view
 from edgelm.runtimes.few_shot import (
-    TOKENS,
     WORDS,
     Doubles,
     Voting,

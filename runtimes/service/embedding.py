@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgelm.errors import InputError
 from edgelm.runtimes.calls import Call
 from edgelm.runtimes.embedding import Embedder
+from edgelm.runtimes.quantization import unit
 from edgelm.runtimes.service.bodies import Inputs, Prompted, SimilarityParameters
 from edgelm.runtimes.service.models import Served
 from edgelm.runtimes.service.replies import Refusal
@@ -101,15 +102,14 @@ async def embed(
             inputs=len(texts),
             cut=cut,
             prompt=prompt,
+            dimensions=dimensions,
         )
     except InputError as error:
         raise Refusal(str(error)) from error
     if not np.isfinite(vectors).all():
         raise Refusal("embedding is NaN or infinite", 424)
-    vectors = vectors[:, :dimensions]
-    if normalize and (dimensions or info is None or not info.normalize):
-        length = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.maximum(length, np.finfo(np.float32).tiny)
+    if normalize and (info is None or not info.normalize):
+        vectors = unit(vectors)
     count = int(truncated.sum())
     state.metrics.cut.labels(served.name).inc(count)
     return vectors, count, call

@@ -8,6 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 import edgelm
+from edgelm.bundle import TOKENS
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.scoring import Scorer
 from edgelm.runtimes.service.bodies import (
@@ -63,11 +64,32 @@ async def embed_route(body: EmbedBody, request: Request) -> Response:
 @router.post("/embed_all")
 async def embed_all(body: EmbedAllBody, request: Request) -> Response:
     """Token vectors, of bundles that have them."""
-    served = state_of(request).models.pick(body.model, Embedder)
-    raise Refusal(
-        f"The graph of {served.name} gives pooled vectors only, no token_embeddings. "
-        "Use /embed, or export the model with token embeddings.",
-        424,
+    state = state_of(request)
+    served = state.models.pick(body.model, Embedder)
+    model = served.model
+    assert isinstance(model, Embedder)
+    if all(t.name != TOKENS for t in served.manifest.graph.outputs):
+        raise Refusal(
+            f"The graph of {served.name} gives pooled vectors only, no {TOKENS}. "
+            "Use /embed, or export the model with --token-embeddings last.",
+            424,
+        )
+    check_direction(body)
+    texts = as_texts(served, body.inputs)
+    log_fields(request, served, inputs=len(texts))
+    found, call = await state.run(
+        served,
+        model.encode_tokens,
+        texts,
+        inputs=len(texts),
+        cut=body.truncate,
+        prompt=body.prompt_name,
+    )
+    return success(
+        [finite(one.vectors, "embedding") for one in found],
+        call,
+        characters=characters(texts),
+        truncated=sum(one.truncated for one in found),
     )
 
 

@@ -16,14 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgelm
-from edgelm.bundle import open_bundle
+from edgelm.bundle import TOKENS, open_bundle
 from edgelm.cli import cli
 from edgelm.codes.config import BinaryCodes
 from edgelm.codes.words import LabelledWords, _left_out, build_word_index
 from edgelm.errors import BinaryIndexError, BundleError, InputError
 from edgelm.runtimes.engine import Engine, open_engine, view
 from edgelm.runtimes.few_shot import (
-    TOKENS,
     WORDS,
     FewShotRecognizer,
     Voting,
