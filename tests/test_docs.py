@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -136,10 +137,28 @@ def test_the_commands_and_the_code_of_the_readme_run_as_printed(tmp_path: Path) 
     (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
     edgelm("export", "minilm-ner", "--target", "cpu", "-o", "ner-bundle")
     edgelm("export", "minilm-similarity", "--target", "cpu", "-o", "pair-bundle")
+    edgelm(
+        "export",
+        "minilm",
+        "--target",
+        "cpu",
+        "--token-embeddings",
+        "4",
+        "-o",
+        "token-bundle",
+    )
+    (tmp_path / "labelled.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in samples.similarity()), encoding="utf-8"
+    )
+    (tmp_path / "labelled-words.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in samples.ner()), encoding="utf-8"
+    )
     seen: set[str] = set()
     for args in commands(README):
-        if (len(args) == 1 and args != ["doctor"]) or "MODEL" in args:
+        if (len(args) == 1 and args != ["doctor"]) or {"MODEL", "BUNDLE"} & set(args):
             continue  # only named; the demo has a test of its own
+        if args[0] == "serve":
+            continue  # runs until it is stopped; tests/runtimes/service starts it
         if args[0] in ("compress", "export") and "-o" in args:
             again = args[args.index("-o") + 1] in seen
             seen.add(args[args.index("-o") + 1])
