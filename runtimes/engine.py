@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.bundle import Bundle, CodesInfo, HeadInfo, Manifest
-from edgelm.errors import BundleError, InputError, SessionError
+from edgelm.errors import BundleError, InputError, SessionError, require
 from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.heads import PARTS, Head, load_head
 from edgelm.runtimes.openvino import PROVIDER, OpenVinoSession
 from edgelm.runtimes.quantization import Ranges
 from edgelm.runtimes.session import OnnxSession, Session
 from edgelm.targets import load_target
+from edgelm.targets.board import version_numbers
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 # As edgelm.runtimes.tensorrt.session calls itself; TensorRT's own modules are loaded only
 # where an engine is opened.
 TENSORRT = "TensorRT"
+# The oldest ONNX Runtime that reads tables of 4 bits as export writes them: 1.22.1 refuses the attribute
+# `bits` of GatherBlockQuantized, 1.23.0 takes it (github.com/microsoft/onnxruntime/pull/25214).
+_LEAST_FOR_4_BITS = "1.23"
 _NO_ROW = np.zeros(0, np.float32)
 
 
@@ -212,7 +216,23 @@ def _open_session(
             f"{bundle.name} computes in bf16, and ONNX Runtime has no bf16 products for CPUs. "
             f"Run it on {load_target(manifest.target).title}, or export it with --precision fp16."
         )
+    check_onnxruntime(manifest, require("onnxruntime", "ort").__version__)
     return OnnxSession(graph, provider, threads)
+
+
+def check_onnxruntime(manifest: Manifest, version: str) -> None:
+    """Refuse a version of ONNX Runtime that does not read the graph's table of 4 bits.
+
+    Raises:
+        SessionError: It is too old; the least version is named.
+    """
+    if "GatherBlockQuantized" not in manifest.graph.operators:
+        return
+    if version_numbers(version) < version_numbers(_LEAST_FOR_4_BITS):
+        raise SessionError(
+            f"The embedding table of this bundle has 4 bits, which ONNX Runtime reads from {_LEAST_FOR_4_BITS} on; "
+            f"this is {version}. Update it, or export the bundle with --embedding-bits 8."
+        )
 
 
 def view(engine: Engine, output: str) -> Engine:
