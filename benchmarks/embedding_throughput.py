@@ -6,7 +6,8 @@ r"""edgelm's embedding bundles against its peers, on the same texts, taking turn
 
 Every contender runs in a process of its own, is given raw texts and gives vectors; tokenisation and pooling
 are inside the clock. The peers, and the settings they run in, are in peers.py. edgelm's bundles are made with
-its commands; `balanced` has half the feed-forward neurons and int8.
+its commands; `balanced` has half the feed-forward neurons and int8. fastembed may live in an environment of
+its own: `--fastembed-python env/bin/python`; where it is missing it is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import click
 import numpy as np
-from peers import CORES, PEERS, prepare_peers
+from peers import CORES, PEERS, prepare_fastembed, prepare_peers
 from scipy.stats import spearmanr
 
 from edgelm.calibration import Calibration, load_texts, read_texts
@@ -40,6 +41,8 @@ EDGELM = {  # name: model, target, precision
     "edgelm balanced (ONNX Runtime)": ("half", "cpu", "int8"),
     "edgelm balanced (OpenVINO)": ("half", "cpu-openvino", "int8"),
 }
+
+FASTEMBED = "fastembed fp32"
 
 
 def prepare(work: Path) -> None:
@@ -84,10 +87,18 @@ def size_mb(name: str, work: Path) -> float:
     """Megabytes of what a device needs."""
     if name in EDGELM:
         return sum(f.stat().st_size for f in (work / name).iterdir()) / 1e6
+    if name == FASTEMBED:
+        return (work / "onnxruntime-fp32.onnx").stat().st_size / 1e6
     file = PEERS[name][1]
     if file:
         return (work / file).stat().st_size / 1e6
     return (locate("minilm") / "model.safetensors").stat().st_size / 1e6
+
+
+def has_fastembed(python: str) -> bool:
+    """Whether a Python has fastembed."""
+    found = subprocess.run([python, "-c", "import fastembed"], capture_output=True)
+    return found.returncode == 0
 
 
 def ask(child: subprocess.Popen[str], **request: Any) -> dict[str, Any]:
@@ -114,6 +125,12 @@ def ask(child: subprocess.Popen[str], **request: Any) -> dict[str, Any]:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--count", default=1000, show_default=True, help="Texts a round.")
 @click.option("--only", help="Contenders, by ; (default: all).")
+@click.option(
+    "--fastembed-python",
+    default=sys.executable,
+    show_default=True,
+    help="The Python that has fastembed.",
+)
 @click.option("--child", hidden=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 def main(
@@ -124,6 +141,7 @@ def main(
     rounds: int,
     count: int,
     only: str | None,
+    fastembed_python: str,
     child: str | None,
     output: Path | None,
 ) -> None:
@@ -143,17 +161,25 @@ def main(
             " ".join(stream[i * words : (i + 1) * words])
             for i in range(min(count, 20_000 // words))
         ]
-    names = only.split(";") if only else [*PEERS, *EDGELM]
+    names = only.split(";") if only else [*PEERS, FASTEMBED, *EDGELM]
+    if FASTEMBED in names and not has_fastembed(fastembed_python):
+        print(f"{FASTEMBED} is left out: {fastembed_python} has no fastembed.")
+        names.remove(FASTEMBED)
     script = [sys.executable, __file__, "--work", str(work), "--child"]
+    commands = {name: [*script, name] for name in names}
+    if FASTEMBED in names:
+        peer = Path(__file__).with_name("fastembed_peer.py")
+        folder = prepare_fastembed(work)
+        commands[FASTEMBED] = [fastembed_python, str(peer), str(folder)]
     children = {
         name: subprocess.Popen(
-            [*script, name],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        for name in names
+        for name, command in commands.items()
     }
     for running in children.values():  # opened, and warm
         ask(running, texts=chosen[:64])

@@ -5,11 +5,14 @@
 - OpenVINO: converted by `openvino.convert_model`, from PyTorch or from the ONNX graph below; float32 means its
   default for the CPU (bfloat16 where the CPU computes in it), int8 is NNCF post-training quantisation with the
   transformer preset; 32 texts a batch by length, an asynchronous request for each core.
+- fastembed: the ONNX graph below, in fastembed's own batches; its own Python runs it (fastembed_peer.py).
 - ONNX Runtime: `torch.onnx.export` and `quantize_dynamic` per channel; 32 texts a batch by length, all cores.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,19 @@ def _onnxruntime(path: Path) -> Encode:
         return rows
 
     return encode
+
+
+def prepare_fastembed(work: Path) -> Path:
+    """The folder that fastembed_peer.py reads, made of the ONNX graph."""
+    folder, source = work / "fastembed", locate("minilm")
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(work / "onnxruntime-fp32.onnx", folder / "model.onnx")
+    for name in ("config.json", "tokenizer.json", "special_tokens_map.json"):
+        shutil.copyfile(source / name, folder / name)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["model_max_length"] = 256  # as everywhere here
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 def prepare_peers(work: Path) -> None:

@@ -207,7 +207,7 @@ class Manifest:
     created_by: str
     task: Task
     target: str
-    precision: Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights"]
     model: ModelInfo
     graph: Graph
     tokenizer: TokenizerInfo

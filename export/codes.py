@@ -10,8 +10,8 @@ import numpy as np
 from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
 from edgelm.export.graph import describe, random_inputs, read_graph, save
+from edgelm.export.rounded import open_here
 from edgelm.runtimes.codes import GROUPS, Coder
-from edgelm.runtimes.session import OnnxSession
 
 OUTPUT = "codes"
 # Of random inputs at most this share of bits may differ from numpy's: those whose values
@@ -109,7 +109,7 @@ def _improve(nodes: _Nodes, coder: Coder, centred: str, found: str) -> str:
 
 
 def _check(path: Path, vocabulary: int, coder: Coder) -> None:
-    session = OnnxSession(path, "CPUExecutionProvider")
+    session = open_here(path)
     names = [tensor.name for tensor in read_graph(path).inputs]
     outputs = session.run(random_inputs(names, 8, 16, vocabulary))
     vectors = next(iter(outputs.values()))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A table of fewer rows gains nothing by being int8.
 LEAST_ROWS = 32
+# ONNX's number of each float type of two bytes.
+HALVES = {"fp16": 10, "bf16": 16}
 # Of float16.
 LARGEST = 65504.0
 # One of fewer gains nothing by having 4 bits: positions, which every text reads.
@@ -115,20 +117,27 @@ class Editor:
                 self.node("Mul", [f"{out}.levels", f"{out}.steps"], out),
             )
 
-    def halve_tables(self, keep: Collection[str] = ()) -> None:
-        """Embedding tables that the graph reads by row: stored in float16, read as float32.
+    def half(self, name: str, kind: str) -> str:
+        """A constant in a type of two bytes, rounded to nearest even; gives its name."""
+        dtype = self.onnx.helper.tensor_dtype_to_np_dtype(HALVES[kind])
+        return self.constant(f"{name}.{kind}", self.constants[name].astype(dtype))
+
+    def halve_tables(self, kind: str = "fp16", keep: Collection[str] = ()) -> None:
+        """Embedding tables that the graph reads by row: stored in two bytes, read as float32.
 
         Args:
+            kind: One of `HALVES`.
             keep: Names of the nodes whose tables stay float32.
         """
         for gather in tables(self.proto, self.constants):
             if gather.name in keep:
                 continue
-            name, out = gather.input[0], gather.output[0]
-            half = self.constants[name].astype(np.float16)
-            gather.input[0] = self.constant(f"{name}.fp16", half)
-            gather.output[0] = f"{out}.fp16"
-            self.follow(f"{out}.fp16", self.node("Cast", [f"{out}.fp16"], out, to=1))
+            out = gather.output[0]
+            gather.input[0] = self.half(gather.input[0], kind)
+            gather.output[0] = f"{out}.{kind}"
+            self.follow(
+                f"{out}.{kind}", self.node("Cast", [f"{out}.{kind}"], out, to=1)
+            )
 
     def _quantise_table_by_blocks(self, gather: Any) -> None:
         """The operator's definition: github.com/microsoft/onnxruntime, docs/ContribOperators.md."""

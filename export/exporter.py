@@ -49,6 +49,7 @@ from edgelm.export.precision import (
     check_precision,
     write_graph,
 )
+from edgelm.export.rounded import open_here
 from edgelm.golden import GOLDEN_ARRAYS, GOLDEN_TEXTS, GoldenExample, save_golden
 from edgelm.models import LoadedModel
 from edgelm.runtimes.codes import Coder, load_coder
@@ -179,8 +180,8 @@ def export(
         manifest = replace(manifest, provenance=provenance)
         bundle = seal(folder, manifest)
         # What only the device can run is verified in ONNX Runtime, on the same graph.
-        here = None if device.runtime == "openvino" else "CPUExecutionProvider"
-        engine = open_engine(bundle, provider=here)
+        here = None if device.runtime == "openvino" else open_here(folder / GRAPH)
+        engine = open_engine(bundle, session=here)
         measured = measure_snr(engine, examples)
         if measured < tolerance:
             raise GateError(

@@ -1,4 +1,4 @@
-"""float16 for GPUs: the matrix products, and what only reshapes or scales their results.
+"""float16 or bfloat16 for GPUs: the matrix products, and what only reshapes or scales their results.
 
 Layer norms, softmax, masks, residual sums, pooling and heads stay float32. Every change of type is a Cast
 in the graph, and every operator's inputs have one type: TensorRT 11 builds nothing else, and takes the
@@ -17,31 +17,36 @@ from numpy.typing import NDArray
 from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
 from edgelm.export.audit import wanted_precisions, write
-from edgelm.export.editor import LARGEST, Editor, layer, tables
+from edgelm.export.editor import HALVES, LARGEST, Editor, layer, tables
 from edgelm.export.graph import weighted_products
 
 if TYPE_CHECKING:
     import onnx
 
-FLOAT, FLOAT16 = 1, 10
+FLOAT = 1
 # The next text may bring more than the calibration text did.
 _LIMIT = LARGEST / 2
 # More than this share of a weight lost to rounding: it lies among float16's subnormal numbers.
 _LOST = 0.01
-# These are float16 where all that they read is.
+# These are of two bytes where all that they read is.
 _FOLLOW = {"Add", "Mul", "Gelu", "Relu", "Reshape", "Transpose", "Split", "Slice"}
 _FOLLOW |= {"Squeeze", "Unsqueeze", "Expand", "Identity", "Concat"}
 
 
 def write_half(
-    source: Path, path: Path, feeds: Iterable[Mapping[str, NDArray[Any]]]
+    source: Path,
+    path: Path,
+    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    kind: str = "fp16",
 ) -> tuple[Graph, dict[str, str]]:
-    """Write a graph whose matrix products are float16, and whose embedding tables are stored so.
+    """Write a graph whose matrix products are of two bytes, and whose embedding tables are stored so.
 
     Args:
         source: A float32 graph.
         path: The file to write.
-        feeds: Calibration batches, by which it is checked that every number fits.
+        feeds: Calibration batches, by which it is checked that every number fits float16;
+            bfloat16 has float32's range, and nothing is checked.
+        kind: ``fp16`` or ``bf16``.
 
     Returns:
         The new graph's interface; and what stayed float32 because it does not fit: the
@@ -57,22 +62,24 @@ def write_half(
     last = {output.name for output in editor.graph.output}
     apart = {n.name for n in editor.graph.node if last & set(n.output)} | heads
     candidates = _half_nodes(editor, floats, apart)
-    largest = _largest(editor, candidates, floats, feeds)
-    why = {
-        node.name: reason
-        for node in (*candidates, *tables(editor.proto, editor.constants))
-        if (reason := _misfit(editor, node, floats, largest))
-    }
+    why: dict[str, str] = {}
+    if kind == "fp16":
+        largest = _largest(editor, candidates, floats, feeds)
+        why = {
+            node.name: reason
+            for node in (*candidates, *tables(editor.proto, editor.constants))
+            if (reason := _misfit(editor, node, floats, largest))
+        }
     products = {product.name for product in weighted_products(editor.proto)[0]}
-    wanted = wanted_precisions(editor, "fp16", products & set(why))
+    wanted = wanted_precisions(editor, kind, products & set(why))
     wanted |= {name: "fp32" for name in why if name in wanted}
     kept = {
         f"{layer(n)} ({n.op_type})": why[n.name]
         for n in editor.graph.node
         if n.name in why
     }
-    _convert(editor, _half_nodes(editor, floats, apart | set(why)), floats)
-    editor.halve_tables(keep=why)
+    _convert(editor, _half_nodes(editor, floats, apart | set(why)), floats, kind)
+    editor.halve_tables(kind, keep=why)
     return write(editor.finish(), path, wanted), kept
 
 
@@ -86,7 +93,7 @@ def _floats(proto: onnx.ModelProto) -> set[str]:
 
 
 def _half_nodes(editor: Editor, floats: set[str], apart: set[str]) -> list[Any]:
-    """The nodes that are float16, in the graph's order."""
+    """The nodes that are of two bytes, in the graph's order."""
     found: list[Any] = []
     half: set[str] = set()
     for node in editor.graph.node:
@@ -153,12 +160,8 @@ def _misfit(
     return ""
 
 
-def _constant(editor: Editor, name: str) -> str:
-    return editor.constant(f"{name}.fp16", editor.constants[name].astype(np.float16))
-
-
-def _convert(editor: Editor, nodes: list[Any], floats: set[str]) -> None:
-    """Make nodes float16, with casts wherever a tensor passes from one type to the other."""
+def _convert(editor: Editor, nodes: list[Any], floats: set[str], kind: str) -> None:
+    """Make nodes of two bytes, with casts wherever a tensor passes from one type to the other."""
     inside = {node.name for node in nodes}
     half = {output for node in nodes for output in node.output}
     cast: set[str] = set()
@@ -178,6 +181,6 @@ def _convert(editor: Editor, nodes: list[Any], floats: set[str]) -> None:
                 if name in half:
                     node.input[i] = other(name, "fp32", FLOAT)
             elif name in editor.constants:
-                node.input[i] = _constant(editor, name)
+                node.input[i] = editor.half(name, kind)
             elif name not in half:
-                node.input[i] = other(name, "fp16", FLOAT16)
+                node.input[i] = other(name, kind, HALVES[kind])

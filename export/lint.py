@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # The newest opset that the parser reads, from a version of TensorRT on.
 _OPSETS = (((8, 4), 17), ((9, 0), 19), ((10, 0), 20), ((10, 15), 24), ((11, 0), 25))
 _OLDEST_OPSET = 9
+# The oldest that is known to have bfloat16 (github.com/NVIDIA/TensorRT issue 3583).
+_BFLOAT16 = (9, 1)
 
 _FLOATS = {"FLOAT", "FLOAT16", "BFLOAT16"}
 _NUMBERS = {*_FLOATS, "INT32", "INT64"}
@@ -76,7 +78,7 @@ _SHAPE_INPUTS = {
     "Slice": (1, 2),
     "Tile": (1,),
 }
-# In float16 their sums, squares or exponents lose or overflow; edgelm keeps them float32.
+# In two bytes their sums, squares or exponents lose or overflow; edgelm keeps them float32.
 _WIDE = {"LayerNormalization", "Softmax", "LogSoftmax", "Pow", "Exp", "Sqrt"}
 _WIDE |= {op for op in _TYPES if op.startswith("Reduce")}
 # The parser's limit of TopK's count.
@@ -92,7 +94,7 @@ class Problem:
 
     Attributes:
         rule: Which rule it breaks: ``operator``, ``opset``, ``type``, ``quantisation``,
-            ``shape``, ``axis``, ``constant``, ``float16``.
+            ``shape``, ``axis``, ``constant``, ``float16`` (or bfloat16).
         node: Name of the node or tensor; empty for the whole graph.
         operator: Its operator, if it is a node.
         what: What is wrong, in a sentence.
@@ -139,7 +141,7 @@ def lint(path: Path, tensorrt: Sequence[str]) -> list[Problem]:
     except Exception as error:  # protobuf's and onnx's exceptions have no common base
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"{path} is no valid ONNX graph: {reason}") from error
-    problems = [*_opset(proto, tensorrt), *_inputs(proto)]
+    problems = [*_opset(proto, tensorrt), *_inputs(proto), *_bfloat16(graph, tensorrt)]
     for rule in RULES:
         for node in proto.graph.node:
             problems += rule(graph, node)
@@ -216,6 +218,14 @@ def _opset(proto: onnx.ModelProto, tensorrt: Sequence[str]) -> Iterator[Problem]
                 reads = f"TensorRT {version} reads {_OLDEST_OPSET} to {newest}"
                 what = f"The graph has opset {entry.version}; the parser of {reads}."
                 yield Problem("opset", "", "", what)
+
+
+def _bfloat16(graph: _Graph, tensorrt: Sequence[str]) -> Iterator[Problem]:
+    name = next((n for n, kind in graph.types.items() if kind == "BFLOAT16"), None)
+    for version in tensorrt:
+        if name is not None and version_numbers(version) < _BFLOAT16:
+            what = f"{name} is BFLOAT16, which TensorRT {version} is not known to have; 9.1 has it."
+            yield Problem("type", name, "", what)
 
 
 def _inputs(proto: onnx.ModelProto) -> Iterator[Problem]:
@@ -351,8 +361,9 @@ def _shape(graph: _Graph, node: Any) -> Iterator[Problem]:
 
 
 def _float16(graph: _Graph, node: Any) -> Iterator[Problem]:
-    if node.op_type in _WIDE and graph.types.get(node.input[0]) == "FLOAT16":
-        what = "is in float16, where it loses or overflows; keep it in float32."
+    kind = graph.types.get(node.input[0]) if node.op_type in _WIDE else None
+    if kind in ("FLOAT16", "BFLOAT16"):
+        what = f"is in {kind.lower()}, where it loses or overflows; keep it in float32."
         yield _problem("float16", node, what)
 
 

@@ -17,11 +17,13 @@ from edgelm import schema
 from edgelm.bundle import GRAPH, EmbeddingInfo, Graph, NerInfo, ScoringInfo
 from edgelm.calibration import Calibration, load_texts, split
 from edgelm.errors import ConfigError, GateError, TargetError, require
+from edgelm.export.editor import HALVES
 from edgelm.export.graph import read_graph
 from edgelm.export.half import write_half
 from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.int8_static import Feeds, observe, quantize_static
 from edgelm.export.modules import interface
+from edgelm.export.rounded import CHECKED, open_here
 from edgelm.export.sensitivity import Plan, choose, drop, groups, measure_name
 from edgelm.export.weight_only import WeightOnly, quantize_weights
 from edgelm.models import LoadedModel
@@ -31,10 +33,12 @@ from edgelm.runtimes.session import OnnxSession, Session
 from edgelm.targets import Target
 
 # The least agreement with the original model, dB. On encoders int8 gives 15 to 25, weights of
-# 4 bits 9 to 15; a graph that lost its mask or a layer gives less than 5.
+# 4 bits 9 to 15; a graph that lost its mask or a layer gives less than 5. Three bits of
+# mantissa fewer than float16's cost 18 dB.
 TOLERANCE_DB = {
     "fp32": 80.0,
     "fp16": 40.0,
+    "bf16": 22.0,
     "int8": 12.0,
     "int8-weights": 20.0,
     "int4-weights": 6.0,
@@ -121,9 +125,11 @@ def write_graph(
     judge = _Judge(loaded, target, source, calibration, held_out)
     about: dict[str, Any] = {}
     ranges = feeds(loaded, fit, calibration)
-    if precision == "fp16":
-        graph, kept = write_half(source, path, ranges)
+    if precision in HALVES:
+        graph, kept = write_half(source, path, ranges, precision)
         about["fp32"] = dict(kept)
+        if precision == "bf16":
+            about["checked"] = CHECKED
     elif precision in _VENDOR:
         config = WeightOnly(4 if precision == "int4-weights" else 8, block)
         graph = quantize_weights(source, path, config, table_bits)
@@ -202,11 +208,8 @@ class _Judge:
 
     def drop(self, graph: Path) -> float:
         """Of a graph, in the runtime of its target where that runs on CPUs."""
-        session: Session
-        if self._target.runtime == "openvino":
-            session = OpenVinoSession(graph)
-        else:
-            session = OnnxSession(graph, "CPUExecutionProvider")
+        vino = self._target.runtime == "openvino"
+        session = OpenVinoSession(graph) if vino else open_here(graph)
         return drop(self.info, self._due, self._run(session))
 
     def _run(self, session: Session) -> list[NDArray[np.float32]]:

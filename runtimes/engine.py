@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.bundle import Bundle, CodesInfo, HeadInfo, Manifest
-from edgelm.errors import BundleError, InputError, SessionError
+from edgelm.errors import BundleError, InputError, SessionError, require
 from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.heads import PARTS, Head, load_head
 from edgelm.runtimes.openvino import PROVIDER, OpenVinoSession
 from edgelm.runtimes.quantization import Ranges
 from edgelm.runtimes.session import OnnxSession, Session
 from edgelm.targets import load_target
+from edgelm.targets.board import version_numbers
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 # As edgelm.runtimes.tensorrt.session calls itself; TensorRT's own modules are loaded only
 # where an engine is opened.
 TENSORRT = "TensorRT"
+# The oldest ONNX Runtime that reads tables of 4 bits as export writes them: 1.22.1 refuses the attribute
+# `bits` of GatherBlockQuantized, 1.23.0 takes it (github.com/microsoft/onnxruntime/pull/25214).
+_LEAST_FOR_4_BITS = "1.23"
 _NO_ROW = np.zeros(0, np.float32)
 
 
@@ -166,28 +170,24 @@ def open_engine(
     threads: int | None = None,
     workers: int = 1,
     provider: str | None = None,
+    session: Session | None = None,
 ) -> Engine:
-    """Open a bundle. Arguments and errors are those of `edgelm.load`."""
+    """Open a bundle. Arguments and errors are those of `edgelm.load`.
+
+    A ``session`` that runs its graph already is used as it is.
+    """
     manifest = bundle.manifest
     tokenizer = open_tokenizer(bundle)
-    graph = bundle.file(manifest.graph.file)
     if workers < 1 or (threads is not None and threads < 1):
         raise InputError(
             f"Threads and workers must be at least 1. Got {threads} threads and {workers} workers instead."
         )
     # Alone, a runtime knows best: its own choice counts physical cores.
     each = max(1, cores() // workers) if threads is None and workers > 1 else threads
-    chosen = chosen_provider(bundle, provider)
-    session: Session
-    if chosen == TENSORRT:
-        from edgelm.runtimes.tensorrt.builder import open_session
-
-        session = open_session(bundle, workers)
-    elif chosen == PROVIDER:
-        exact = manifest.precision == "fp32"
-        session = OpenVinoSession(graph, threads=each, workers=workers, exact=exact)
-    else:
-        session = OnnxSession(graph, chosen, each)
+    if session is None:
+        session = _open_session(
+            bundle, chosen_provider(bundle, provider), each, workers
+        )
     coder = None if manifest.codes is None else _open_coder(bundle, manifest.codes)
     head = None if manifest.head is None else _open_head(bundle, manifest.head)
     ranges = None
@@ -197,6 +197,42 @@ def open_engine(
     return Engine(
         bundle.name, manifest, tokenizer, session, workers, coder, head, ranges
     )
+
+
+def _open_session(
+    bundle: Bundle, provider: str, threads: int | None, workers: int
+) -> Session:
+    manifest = bundle.manifest
+    if provider == TENSORRT:
+        from edgelm.runtimes.tensorrt.builder import open_session
+
+        return open_session(bundle, workers)
+    graph = bundle.file(manifest.graph.file)
+    if provider == PROVIDER:
+        exact = manifest.precision == "fp32"
+        return OpenVinoSession(graph, threads=threads, workers=workers, exact=exact)
+    if provider == "CPUExecutionProvider" and manifest.precision == "bf16":
+        raise SessionError(
+            f"{bundle.name} computes in bf16, and ONNX Runtime has no bf16 products for CPUs. "
+            f"Run it on {load_target(manifest.target).title}, or export it with --precision fp16."
+        )
+    check_onnxruntime(manifest, require("onnxruntime", "ort").__version__)
+    return OnnxSession(graph, provider, threads)
+
+
+def check_onnxruntime(manifest: Manifest, version: str) -> None:
+    """Refuse a version of ONNX Runtime that does not read the graph's table of 4 bits.
+
+    Raises:
+        SessionError: It is too old; the least version is named.
+    """
+    if "GatherBlockQuantized" not in manifest.graph.operators:
+        return
+    if version_numbers(version) < version_numbers(_LEAST_FOR_4_BITS):
+        raise SessionError(
+            f"The embedding table of this bundle has 4 bits, which ONNX Runtime reads from {_LEAST_FOR_4_BITS} on; "
+            f"this is {version}. Update it, or export the bundle with --embedding-bits 8."
+        )
 
 
 def view(engine: Engine, output: str) -> Engine:
@@ -317,8 +353,8 @@ def chosen_provider(bundle: Bundle, asked: str | None) -> str:
     if target.runtime == "tensorrt":
         if importlib.util.find_spec("tensorrt") is not None:
             return TENSORRT
-        raise SessionError(
-            f"The bundle {bundle.name} is for {target.title}: its engine is built on the device. "
-            "To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."
-        )
+        what = f"The bundle {bundle.name} is for {target.title}: its engine is built on the device."
+        if bundle.manifest.precision != "bf16":
+            what += " To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."
+        raise SessionError(what)
     return target.provider

@@ -30,7 +30,7 @@ __all__ = [
     "load_target",
 ]
 
-Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights"]
 Runtime = Literal["onnxruntime", "openvino", "tensorrt", "none"]
 NumberFormat = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "fp4"]
 

@@ -15,6 +15,7 @@ from edgelm.targets import EngineBuild, Target
 _BYTES = {
     "fp32": (4, 4),
     "fp16": (2, 2),
+    "bf16": (2, 2),
     "int8": (1, 2),
     "int8-weights": (1, 1),
     "int4-weights": (0.5, 1),
@@ -86,7 +87,7 @@ def check_fit(
     formats = target.gpu.formats if target.gpu else None
     if (
         formats is not None
-        and precision in ("fp16", "int8")
+        and precision in ("fp16", "bf16", "int8")
         and precision not in formats
     ):
         raise TargetError(

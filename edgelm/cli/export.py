@@ -39,7 +39,9 @@ class _Layer(click.IntRange):
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "fp16", "int8", "int8-weights", "int4-weights"]),
+    type=click.Choice(
+        ["auto", "fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights"]
+    ),
     default="auto",
     show_default=True,
     help="auto: the target's own; with --max-drop, layers stay in float as need be.",
@@ -215,10 +217,11 @@ def export(
             + (f": {', '.join(kept)}" if kept else "")
         )
     if device.engine is not None:
-        say(
-            "Its engine is built on the device: edgelm build BUNDLE; "
-            "the ONNX graph also runs with --provider CPUExecutionProvider."
-        )
+        say("Its engine is built on the device: edgelm build BUNDLE.")
+        if checked := about.get("checked"):
+            say(f"Checked in {checked}.")
+        else:
+            say("The ONNX graph also runs with --provider CPUExecutionProvider.")
 
 
 def _plain(explanation: Explanation) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Capability:
 CAPABILITIES = (
     Capability("fp32 graph", "cpu"),
     Capability("fp16 graph, typed by casts", "cpu"),
+    Capability("bf16 graph, as float32 with its roundings", "cpu"),
     Capability("int8 graph, symmetric QuantizeLinear and DequantizeLinear", "cpu"),
     Capability("parser's rules on every encoder", "rules"),
     Capability("board and JetPack detection", "recorded"),

@@ -12,8 +12,8 @@ from edgelm.errors import SessionError
 
 # How the inspector names types, in its several versions.
 _TYPES = (
+    ("bf16", re.compile(r"bfloat16|\bbfp?16\b", re.IGNORECASE)),
     ("fp16", re.compile(r"\bhalf\b|\bfp16\b|float16", re.IGNORECASE)),
-    ("bf16", re.compile(r"bfloat16|\bbf16\b", re.IGNORECASE)),
     ("int8", re.compile(r"\bint8\b", re.IGNORECASE)),
     ("fp8", re.compile(r"\bfp8\b", re.IGNORECASE)),
     ("fp32", re.compile(r"\bfloat\b|\bfp32\b|float32", re.IGNORECASE)),

@@ -326,3 +326,15 @@ def test_positions_of_roberta_are_exact_at_the_longest_input(
     names = {i.name for i in session.get_inputs()}
     (output, *_) = session.run(None, {k: v for k, v in feeds.items() if k in names})
     assert np.isfinite(output).all()
+
+
+def test_bfloat16_is_for_newer_versions_and_for_products(tmp_path: Path) -> None:
+    half, shape = TensorProto.BFLOAT16, ["batch", "sequence", 8]
+    nodes = [node("MatMul", ["x", "x"])]
+    path = graph(tmp_path, nodes, {"x": (half, [8, 8])}, opset=17, output=half)
+    assert rules(path) == []
+    assert rules(path, "8.6") == ["type"]
+    norm = [node("Softmax", ["x"])]
+    assert rules(graph(tmp_path, norm, {"x": (half, shape)}, output=half)) == [
+        "float16"
+    ]

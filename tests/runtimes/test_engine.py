@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import edgelm
 from edgelm.bundle import open_bundle
 from edgelm.errors import GateError, InputError, SessionError
 from edgelm.golden import load_golden
-from edgelm.runtimes.engine import batches, open_engine
+from edgelm.runtimes.engine import batches, check_onnxruntime, open_engine
 from edgelm.runtimes.session import OnnxSession
 from edgelm.runtimes.verification import measure_snr, verify
 from tests.conftest import export_bundle
@@ -175,3 +176,17 @@ def test_verify_sees_a_wrong_graph_a_wrong_tokenizer_and_nan(bundles: Bundles) -
     engine.session = Nan()
     with pytest.raises(GateError, match="not finite"):
         measure_snr(engine, golden)
+
+
+def test_a_table_of_4_bits_names_the_runtime_that_it_needs(bundles: Bundles) -> None:
+    manifest = open_bundle(bundles("embedding")).manifest
+    check_onnxruntime(manifest, "1.17.0")
+    operators = {**manifest.graph.operators, "GatherBlockQuantized": 1}
+    four = replace(manifest, graph=replace(manifest.graph, operators=operators))
+    for version in ("1.23.0", "1.23.2", "1.32.0", "2.0"):
+        check_onnxruntime(four, version)
+    for version in ("1.9.0", "1.22.1"):
+        with pytest.raises(
+            SessionError, match=rf"from 1\.23 on; this is {version}\. U"
+        ):
+            check_onnxruntime(four, version)

@@ -92,6 +92,16 @@ def test_the_precision_is_that_of_the_products() -> None:
             check_precision(layers, wrong)
 
 
+@pytest.mark.parametrize("written", ["BFloat16", "Row major linear BF16", "BFP16"])
+def test_bfloat16_is_not_taken_for_float16(written: str) -> None:
+    tensor = f'[{{"Format/Datatype": "{written}"}}]'
+    text = f'{{"Layers": [{{"Name": "m", "LayerType": "gemm", "Inputs": {tensor}}}]}}'
+    layers = read_layers(text)
+    check_precision(layers, "bf16")
+    with pytest.raises(SessionError, match="not fp16"):
+        check_precision(layers, "fp16")
+
+
 def test_an_engine_that_silently_is_fp32_is_refused() -> None:
     layers = read_layers((RECORDED / "layers-8.json").read_text(encoding="utf-8"))
     check_precision(layers, "fp32")
