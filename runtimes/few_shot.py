@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +23,16 @@ from edgelm.errors import BinaryIndexError
 from edgelm.runtimes.codes import Coder, Floats
 from edgelm.runtimes.engine import Engine, check_texts, view
 from edgelm.runtimes.index import BinaryIndex, EncoderInfo
-from edgelm.runtimes.labels import softmax, spans, transitions, viterbi
-from edgelm.runtimes.ner import Entity
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
+from edgelm.runtimes.labels import best_path, softmax, spans, transitions
+from edgelm.runtimes.ner import (
+    Entity,
+    Text,
+    Tokens,
+    average,
+    entity,
+    read_tokens,
+    without_space,
+)
 
 WORDS = "words"
 FORMAT, FORMAT_VERSION = "edgelm-words", "1"
@@ -88,11 +92,11 @@ class WordVectors:
     """A text's words.
 
     Attributes:
-        offsets: ``(start, end)`` of each word in the text.
+        offsets: Start and end of each word in the text, ``[words, 2]``.
         vectors: float32 ``[words, width]``: the mean of a word's tokens.
     """
 
-    offsets: list[tuple[int, int]]
+    offsets: NDArray[np.int64]
     vectors: Floats
 
 
@@ -122,6 +126,7 @@ class FewShotRecognizer:
         self.index.verify()  # some megabytes at most
         self.model = load_words(self.index)
         self.labels = self.model.labels
+        self._scheme = transitions(self.labels)
         number = {label: i for i, label in enumerate(self.labels)}
         try:
             self._label_of = np.array([number[t] for t in self.index.texts()], np.int64)
@@ -176,17 +181,14 @@ class FewShotRecognizer:
         )
 
     def _entities(
-        self, text: str, offsets: list[tuple[int, int]], probabilities: Doubles
+        self, text: str, places: NDArray[np.int64], probabilities: Doubles
     ) -> list[Entity]:
-        entities = []
-        for begin, end, label in decode(probabilities, self.labels):
-            start, stop = offsets[begin][0], offsets[end - 1][1]
-            first = self.labels.index(f"B-{label}")
-            chosen = probabilities[begin:end, first + 1].copy()
-            chosen[0] = probabilities[begin, first]
-            score = float(chosen.mean())
-            entities.append(Entity(start, stop, label, score, text[start:stop]))
-        return entities
+        path = best_path(probabilities, self._scheme)
+        scores = probabilities[np.arange(len(path)), path]
+        return [
+            entity(text, places[a:b], scores[a:b], label)
+            for a, b, label in spans([self.labels[k] for k in path])
+        ]
 
 
 def votes(
@@ -227,7 +229,7 @@ def combine(votes: Doubles, guesses: Doubles, voting: Voting) -> Doubles:
 
 def decode(probabilities: Doubles, labels: Sequence[str]) -> list[tuple[int, int, str]]:
     """The best spans that the labels allow: ``(begin, end, type)``, half-open, in words."""
-    path = viterbi(np.log(probabilities + 1e-30), *transitions(labels))
+    path = best_path(probabilities, transitions(labels))
     return spans([labels[k] for k in path])
 
 
@@ -260,47 +262,22 @@ def word_vectors(engine: Engine, texts: Sequence[str]) -> list[WordVectors]:
         InputError: Something among the texts is not a string.
     """
     check_texts(texts)
-    groups = [[e, *e.overflowing] for e in engine.tokenize(texts)]
-    rows = iter(engine.run([window for group in groups for window in group]))
+    given = [Text(text) for text in texts]
     return [
-        _join(text, group, [next(rows) for _ in group])
-        for text, group in zip(texts, groups, strict=True)
+        _words(text.text, tokens)
+        for text, tokens in zip(
+            given, read_tokens(engine, given, engine.run), strict=True
+        )
     ]
 
 
-def _join(
-    text: str, windows: Sequence[Encoding], rows: Sequence[Floats]
-) -> WordVectors:
-    """A text's words over its windows; each from the window that holds most of it."""
-    best: dict[int, tuple[int, int, Floats]] = {}
-    extent: dict[int, tuple[int, int]] = {}
-    for window, vectors in zip(windows, rows, strict=True):
-        for word, tokens in _tokens_of_words(window):
-            begin, end = window.offsets[tokens[0]][0], window.offsets[tokens[-1]][1]
-            known = extent.get(word, (begin, end))
-            extent[word] = (min(known[0], begin), max(known[1], end))
-            # Of two windows that hold all of it, the one in which it is less at the edge.
-            held = end - begin, min(tokens[0], len(window.ids) - 1 - tokens[-1])
-            if word not in best or held > best[word][:2]:
-                best[word] = (*held, vectors[tokens].mean(axis=0))
-    order = sorted(best)
-    offsets = []
-    for word in order:
-        start, end = extent[word]
-        # Tokenizers with a space mark count the space before a word as its own.
-        start += len(text[start:end]) - len(text[start:end].lstrip())
-        offsets.append((start, end))
-    width = rows[0].shape[-1]
-    stacked = np.array([best[word][2] for word in order], np.float32)
-    return WordVectors(offsets, stacked.reshape(len(order), width))
-
-
-def _tokens_of_words(window: Encoding) -> Iterator[tuple[int, list[int]]]:
-    tokens: dict[int, list[int]] = {}
-    for token, word in enumerate(window.word_ids):
-        if word is not None:
-            tokens.setdefault(word, []).append(token)
-    return iter(tokens.items())
+def _words(text: str, tokens: Tokens) -> WordVectors:
+    starts = tokens.word_starts()
+    if not len(starts):
+        return WordVectors(np.zeros((0, 2), np.int64), tokens.rows)
+    places = tokens.places(starts)
+    places[:, 0] = [without_space(text, a, b) for a, b in places.tolist()]
+    return WordVectors(places, average(tokens.rows, starts).astype(np.float32))
 
 
 def encoder_info(manifest: Manifest) -> EncoderInfo:

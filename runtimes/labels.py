@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+# What may begin, what may follow what, what may end.
+Scheme = tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]
+
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Softmax over the last axis."""
@@ -15,9 +18,7 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def transitions(
-    labels: Sequence[str],
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+def transitions(labels: Sequence[str]) -> Scheme:
     """Which labels may begin a text, which may follow which, and which may end it.
 
     An inside (or end) must continue its own type, unless the type has no begin at all;
@@ -48,7 +49,7 @@ def transitions(
 
 
 def viterbi(
-    scores: NDArray[np.float64],
+    scores: NDArray[np.floating],
     start: NDArray[np.bool_],
     allowed: NDArray[np.bool_],
     end: NDArray[np.bool_],
@@ -77,6 +78,11 @@ def viterbi(
     for choice in reversed(choices):
         path.append(int(choice[path[-1]]))
     return path[::-1]
+
+
+def best_path(probabilities: NDArray[np.floating], scheme: Scheme) -> list[int]:
+    """As `viterbi`, of probabilities, ``[words, labels]``, and what `transitions` gives."""
+    return viterbi(np.log(probabilities + 1e-30), *scheme)
 
 
 def spans(labels: Sequence[str]) -> list[tuple[int, int, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from edgelm.bundle import NerInfo
 from edgelm.errors import InputError
 from edgelm.runtimes.engine import Engine, check_texts, view
-from edgelm.runtimes.labels import softmax, spans, split_label, transitions, viterbi
+from edgelm.runtimes.labels import best_path, softmax, spans, split_label, transitions
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
 Strategy = Literal["none", "simple", "first", "average", "max"]
 Units = Literal["code-points", "utf-8", "utf-16", "words"]
-Rows = NDArray[np.float64]
+Rows = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,27 @@ class Entity:
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class Tokens:
     """A text's tokens without the special ones, its windows joined.
 
     Attributes:
         offsets: ``[tokens, 2]``: start and end in code points.
         words: Word of each token, ``[tokens]``, never falling.
-        rows: Label probabilities, float ``[tokens, labels]``.
+        rows: What the model gives of each token, ``[tokens, width]``.
     """
 
     offsets: NDArray[np.int64]
     words: NDArray[np.int64]
     rows: Rows
+
+    def word_starts(self) -> NDArray[np.int64]:
+        """The first token of each word."""
+        return np.flatnonzero(np.diff(self.words, prepend=-1))
+
+    def places(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Start and end, ``[parts, 2]``, of parts of the text that begin at these tokens."""
+        ends = np.maximum.reduceat(self.offsets[:, 1], starts)
+        return np.stack([self.offsets[starts, 0], ends], axis=1)
 
 
 class EntityRecognizer:
@@ -73,10 +82,7 @@ class EntityRecognizer:
         self.labels = info.labels
         kinds = (split_label(label)[1] for label in info.labels)
         self.types = tuple(dict.fromkeys(kind for kind in kinds if kind))
-        self._start, self._allowed, self._end = transitions(info.labels)
-        # A tokenizer that does not split a text into words first says "word 0" always.
-        probe = engine.tokenizer.encode("a b", add_special_tokens=False).word_ids
-        self._splits_words = len(set(probe)) > 1
+        self._scheme = transitions(info.labels)
 
     def extract(
         self,
@@ -128,14 +134,9 @@ class EntityRecognizer:
             raise InputError(
                 'Units of words need texts that are lists of words, for example ["Ada", "wrote"].'
             )
-        groups = [
-            [encoding, *encoding.overflowing]
-            for encoding in self.engine.tokenize([text.text for text in given])
-        ]
-        logits = iter(self._logits([window for group in groups for window in group]))
         found = []
-        for text, group in zip(given, groups, strict=True):
-            tokens = self._join(text, group, [next(logits) for _ in group])
+        tokens_of_all = read_tokens(self.engine, given, self._logits)
+        for text, tokens in zip(given, tokens_of_all, strict=True):
             entities = [
                 entity
                 for kind, entity in self._entities(
@@ -163,60 +164,22 @@ class EntityRecognizer:
             )
         return {name: float(thresholds.get(name, 0.0)) for name in self.types}
 
-    def _join(
-        self,
-        text: Text,
-        windows: Sequence[Encoding],
-        logits: Sequence[NDArray[np.float32]],
-    ) -> _Tokens:
-        """Join the windows of a text."""
-        inner = [np.flatnonzero(np.equal(w.special_tokens_mask, 0)) for w in windows]
-        step = 0
-        if len(windows) > 1:
-            step = len(inner[0]) - (self.engine.tokenizer.truncation or {})["stride"]
-        total = step * (len(windows) - 1) + len(inner[-1])
-        best = np.full(total, -1)
-        offsets = np.zeros((total, 2), np.int64)
-        words = np.zeros(total, np.int64)
-        rows = np.zeros((total, len(self.labels)), np.float64)
-        for w, (window, kept) in enumerate(zip(windows, inner, strict=True)):
-            n = len(kept)
-            # The edges of the text are no edges: nothing is missing there.
-            left = np.arange(n) if w > 0 else np.full(n, n)
-            right = np.arange(n)[::-1] if w < len(windows) - 1 else np.full(n, n)
-            context = np.minimum(left, right)
-            place = np.arange(w * step, w * step + n)
-            better = context > best[place]
-            place, kept = place[better], kept[better]
-            best[place] = context[better]
-            offsets[place] = np.array(window.offsets).reshape(-1, 2)[kept]
-            ids = [-1 if word is None else word for word in window.word_ids]
-            words[place] = np.array(ids, np.int64)[kept]
-            rows[place] = logits[w][kept]
-        known = words >= 0
-        offsets, words, rows = offsets[known], words[known], rows[known]
-        if text.words is not None or not self._splits_words:
-            words = text.word_of(offsets)
-        return _Tokens(offsets, words, softmax(rows))
-
     def _entities(
-        self, text: str, tokens: _Tokens, strategy: str, constrained: bool
+        self, text: str, tokens: Tokens, strategy: str, constrained: bool
     ) -> list[tuple[str, Entity]]:
         """Entities, each with its type."""
         if not len(tokens.rows):
             return []
         starts = np.arange(len(tokens.rows))
         if strategy in _POOL:
-            starts = np.flatnonzero(np.diff(tokens.words, prepend=-1))
-        rows = _POOL.get(strategy, _first)(tokens.rows, starts)
+            starts = tokens.word_starts()
+        shares = softmax(tokens.rows.astype(np.float64))
+        rows = _POOL.get(strategy, _first)(shares, starts)
         path = rows.argmax(axis=1)
         if constrained:
-            allowed = (self._start, self._allowed, self._end)
-            path = np.array(viterbi(np.log(rows + 1e-30), *allowed))
+            path = np.array(best_path(rows, self._scheme))
         scores = rows[np.arange(len(rows)), path]
         named = [self.labels[k] for k in path]
-        begins = tokens.offsets[starts, 0]
-        ends = np.maximum.reduceat(tokens.offsets[:, 1], starts)
         parts = [(a, b, kind, kind) for a, b, kind in spans(named)]
         if strategy == "none":
             parts = [
@@ -224,15 +187,11 @@ class EntityRecognizer:
                 for i, label in enumerate(named)
                 if label != "O"
             ]
-        entities = []
-        for a, b, kind, label in parts:
-            begin, end = int(begins[a]), int(ends[b - 1])
-            # Tokenizers with a space mark count the space before a word as its own.
-            begin += len(text[begin:end]) - len(text[begin:end].lstrip())
-            score = float(scores[a:b].mean())
-            entity = Entity(begin, end, label, score, text[begin:end])
-            entities.append((kind, entity))
-        return entities
+        places = tokens.places(starts)
+        return [
+            (kind, entity(text, places[a:b], scores[a:b], label))
+            for a, b, kind, label in parts
+        ]
 
 
 @dataclass(frozen=True)
@@ -271,8 +230,7 @@ class Text:
             starts = [i + 1 for i in spaces]
         found = []
         for begin, end in offsets.tolist():
-            token = self.text[begin:end]
-            begin += len(token) - len(token.lstrip())
+            begin = without_space(self.text, begin, end)
             found.append(bisect_right(starts, begin) - 1)
         return np.maximum.accumulate(np.array(found, np.int64))
 
@@ -301,12 +259,83 @@ class Text:
         ]
 
 
+def read_tokens(
+    engine: Engine,
+    texts: Sequence[Text],
+    run: Callable[[Sequence[Encoding]], Sequence[NDArray[np.float32]]],
+) -> Iterator[Tokens]:
+    """The tokens of texts, however long.
+
+    Args:
+        engine: Whose tokenizer cuts long texts into windows.
+        texts: The texts.
+        run: Gives a row, ``[width]``, of each token of each window.
+
+    Yields:
+        For each text its tokens. Of the windows that hold a token, the one speaks in which it
+        has the most context.
+    """
+    groups = [[e, *e.overflowing] for e in engine.tokenize([t.text for t in texts])]
+    rows = iter(run([window for group in groups for window in group]))
+    stride = (engine.tokenizer.truncation or {}).get("stride", 0)
+    # A tokenizer that does not split a text into words first says "word 0" always.
+    probe = engine.tokenizer.encode("a b", add_special_tokens=False).word_ids
+    splits_words = len(set(probe)) > 1
+    for text, group in zip(texts, groups, strict=True):
+        tokens = _join(group, [next(rows) for _ in group], stride)
+        if text.words is not None or not splits_words:
+            tokens = replace(tokens, words=text.word_of(tokens.offsets))
+        yield tokens
+
+
+def _join(
+    windows: Sequence[Encoding], given: Sequence[NDArray[np.float32]], stride: int
+) -> Tokens:
+    """Join the windows of a text."""
+    inner = [np.flatnonzero(np.equal(w.special_tokens_mask, 0)) for w in windows]
+    step = len(inner[0]) - stride if len(windows) > 1 else 0
+    total = step * (len(windows) - 1) + len(inner[-1])
+    best = np.full(total, -1)
+    offsets = np.zeros((total, 2), np.int64)
+    words = np.zeros(total, np.int64)
+    rows = np.zeros((total, given[0].shape[-1]), np.float32)
+    for w, (window, kept) in enumerate(zip(windows, inner, strict=True)):
+        n = len(kept)
+        # The edges of the text are no edges: nothing is missing there.
+        left = np.arange(n) if w > 0 else np.full(n, n)
+        right = np.arange(n)[::-1] if w < len(windows) - 1 else np.full(n, n)
+        context = np.minimum(left, right)
+        place = np.arange(w * step, w * step + n)
+        better = context > best[place]
+        place, kept = place[better], kept[better]
+        best[place] = context[better]
+        offsets[place] = np.array(window.offsets).reshape(-1, 2)[kept]
+        ids = [-1 if word is None else word for word in window.word_ids]
+        words[place] = np.array(ids, np.int64)[kept]
+        rows[place] = given[w][kept]
+    known = words >= 0
+    return Tokens(offsets[known], words[known], rows[known])
+
+
+def entity(text: str, places: NDArray[np.int64], scores: Rows, label: str) -> Entity:
+    """The entity of neighbouring words: their places ``[words, 2]`` and scores ``[words]``."""
+    end = int(places[-1, 1])
+    begin = without_space(text, int(places[0, 0]), end)
+    return Entity(begin, end, label, float(scores.mean()), text[begin:end])
+
+
+def without_space(text: str, begin: int, end: int) -> int:
+    """Where a token begins: some tokenizers count the space before a word as its own."""
+    return begin + len(text[begin:end]) - len(text[begin:end].lstrip())
+
+
 def _first(rows: Rows, starts: NDArray[np.int64]) -> Rows:
     """The first token speaks for its word."""
     return rows[starts]
 
 
-def _average(rows: Rows, starts: NDArray[np.int64]) -> Rows:
+def average(rows: Rows, starts: NDArray[np.int64]) -> Rows:
+    """The mean of a word's tokens, whose first ones are given."""
     counts = np.diff(starts, append=len(rows))
     mean: Rows = np.add.reduceat(rows, starts, axis=0) / counts[:, None]
     return mean
@@ -322,7 +351,7 @@ def _max(rows: Rows, starts: NDArray[np.int64]) -> Rows:
 
 _POOL: dict[str, Callable[[Rows, NDArray[np.int64]], Rows]] = {
     "first": _first,
-    "average": _average,
+    "average": average,
     "max": _max,
 }
 

@@ -18,12 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import edgelm
 from edgelm.bundle import is_bundle, open_bundle
 from edgelm.errors import EdgelmError, InputError
+from edgelm.runtimes.sensors import DeviceState, device_state
 from edgelm.runtimes.workers import cpu_name
+from edgelm.targets.board import ROOT
 
 Progress = Callable[[str, int, int], None]
 
@@ -101,6 +104,7 @@ def benchmark(
     references: Sequence[str],
     workload: Workload,
     progress: Progress = lambda what, done, total: None,
+    root: Path = ROOT,
 ) -> dict[str, Any]:
     """Measure contenders side by side.
 
@@ -108,19 +112,21 @@ def benchmark(
         references: Bundles or models; the first is compared with each of the others.
         workload: What to run.
         progress: Called with what was done, turns done and turns in all.
+        root: Where the file system begins of which the device's state is read.
 
     Returns:
         Plain data: ``environment``, ``workload``, ``contenders``, ``ratios``.
 
     Raises:
         InputError: There is no text to run on.
-        EdgelmError: A contender cannot be opened.
+        EdgelmError: A contender cannot be opened, or the power mode was changed meanwhile.
     """
     if not workload.texts:
         raise InputError(
             "There are no texts to measure with. Give a file that holds some with --texts."
         )
     contenders: list[_Contender] = []
+    before = device_state(root)
     try:
         for reference in references:
             contenders.append(_Contender(reference, workload))
@@ -134,12 +140,18 @@ def benchmark(
                 contender.turn(number)
                 done += 1
                 progress(contender.name, done, workload.rounds * len(references))
+        after = device_state(root)
         results = [contender.result() for contender in contenders]
     finally:
         for contender in contenders:
             contender.close()
+    if _mode(before) != _mode(after):
+        raise EdgelmError(
+            f"The power mode went from {_mode(before)} to {_mode(after)} while it was measured. "
+            "Set one, for example with nvpmodel, and measure again."
+        )
     return {
-        "environment": environment(),
+        "environment": environment(before, after),
         "workload": {
             "texts": len(workload.texts),
             "mean_characters": round(statistics.mean(map(len, workload.texts)), 1),
@@ -151,9 +163,16 @@ def benchmark(
     }
 
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions that numbers belong to."""
+def environment(before: DeviceState, after: DeviceState) -> dict[str, Any]:
+    """The machine, its state and the versions that numbers belong to.
+
+    Args:
+        before: The device before the first turn.
+        after: The device after the last, before anything cools down.
+    """
     from importlib import metadata
+
+    from edgelm import schema
 
     versions = {"edgelm": edgelm.__version__, "python": platform.python_version()}
     for name in (
@@ -173,8 +192,15 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.platform(),
         "versions": versions,
+        "device": {"before": schema.plain(before), "after": schema.plain(after)},
         "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _mode(state: DeviceState) -> str:
+    if state.power_mode_id is None:
+        return "unknown"
+    return f"{state.power_mode or 'unnamed'} ({state.power_mode_id})"
 
 
 def size_bytes(reference: str) -> int:

@@ -55,6 +55,7 @@ def latency_page(result: Mapping[str, Any]) -> str:
     facts = [
         ("CPU", f"{environment['cpu']}, {environment['cores']} cores"),
         ("System", environment["system"]),
+        *_device_facts(**environment["device"]),
         ("Versions", ", ".join(f"{k} {v}" for k, v in environment["versions"].items())),
         ("Measured", environment["measured_at"]),
     ]
@@ -95,3 +96,27 @@ def contender_rows(result: Mapping[str, Any]) -> list[list[str]]:
         ]
         for c in result["contenders"]
     ]
+
+
+def _device_facts(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """What a device told of its state; nothing of what it does not tell."""
+    facts = []
+    if "power_mode_id" in after:
+        name = after.get("power_mode", "unnamed")
+        facts.append(("Power mode", f"{name} ({after['power_mode_id']})"))
+    if "gpu_clock" in after:
+        clock = after["gpu_clock"]
+        was = before.get("gpu_clock", clock)["now"]
+        text = f"{was:.0f} MHz before, {clock['now']:.0f} after, between {clock['least']:.0f} and {clock['most']:.0f}"
+        facts.append(("GPU clock", text))
+    zones = after["temperatures_c"]
+    if zones:
+        were = before["temperatures_c"]
+        text = ", ".join(
+            f"{zone} {were.get(zone, now):.1f} to {now:.1f}"
+            for zone, now in zones.items()
+        )
+        facts.append(("Temperatures, °C", text))
+    return facts

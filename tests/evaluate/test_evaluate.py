@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgelm
+from edgelm import schema
 from edgelm.cli import cli
 from edgelm.errors import EdgelmError, GateError, InputError
 from edgelm.evaluate import accuracy
@@ -23,6 +24,8 @@ from edgelm.evaluate.reference import open_reference
 from edgelm.metrics import cosine, entity_f1, snr_db
 from edgelm.reports.charts import bars, number, shorten
 from edgelm.reports.latency import latency_page, verdicts
+from edgelm.runtimes.sensors import device_state
+from tests.boards import BOARDS, lay_out
 
 Bundles = Callable[..., Path]
 
@@ -68,6 +71,50 @@ def test_a_benchmark_measures_what_it_says(
     )
     assert measured["environment"]["versions"]["edgelm"] == edgelm.__version__
     json.dumps(measured)
+
+
+def test_a_benchmark_records_the_state_of_the_board(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    root, bundle = lay_out("orin-nano-super", tmp_path), str(bundles("embedding"))
+    zone = next(root.glob("sys/class/thermal/*/type")).with_name("temp")
+
+    def warm(what: str, done: int, total: int | None) -> None:
+        zone.write_text("61500")
+
+    work = Workload(("paris",), rounds=1, single=1)
+    result = benchmark([bundle], work, warm, root)
+    device = json.loads(json.dumps(result))["environment"]["device"]
+    assert device["after"]["power_mode"] == "MAXN_SUPER"
+    assert device["after"]["gpu_clock"] == {"now": 306.0, "least": 306.0, "most": 1020.0}  # fmt: skip
+    name = zone.with_name("type").read_text().strip()
+    assert device["before"]["temperatures_c"][name] < 61.5
+    assert device["after"]["temperatures_c"][name] == 61.5
+    page = latency_page(result)
+    assert "MAXN_SUPER (2)" in page
+    assert "306 MHz before, 306 after, between 306 and 1020" in page
+    assert " to 61.5" in page
+
+    def switch(what: str, done: int, total: int | None) -> None:
+        if done:
+            (root / "var/lib/nvpmodel/status").write_text("pmode:0003")
+
+    with pytest.raises(EdgelmError, match=r"from MAXN_SUPER \(2\) to 7W \(3\)"):
+        benchmark([bundle], work, switch, root)
+
+
+@pytest.mark.parametrize("board", [*BOARDS, None])
+def test_the_page_shows_what_a_board_tells_and_no_more(
+    measured: dict[str, Any], tmp_path: Path, board: str | None
+) -> None:
+    state = device_state(lay_out(board, tmp_path) if board else tmp_path)
+    device = dict.fromkeys(("before", "after"), schema.plain(state))
+    result = {**measured, "environment": {**measured["environment"], "device": device}}
+    html = latency_page(result)
+    assert ("Power mode" in html) == (state.power_mode_id is not None)
+    assert ("GPU clock" in html) == (state.gpu_clock is not None)
+    assert ("Temperatures" in html) == bool(state.temperatures_c)
+    assert all(zone in html for zone in state.temperatures_c)
 
 
 class Checker(HTMLParser):

@@ -102,13 +102,24 @@ def test_a_word_is_the_mean_of_its_tokens_also_over_windows(engine: Engine) -> N
     encoding = tokens.tokenize(["uning paris"])[0]
     (rows,) = tokens.run([encoding])
     (words,) = word_vectors(tokens, ["uning paris"])
-    assert words.offsets == [(0, 5), (6, 11)]
+    assert words.offsets.tolist() == [[0, 5], [6, 11]]
     assert encoding.word_ids == [None, 0, 0, 1, None]
     np.testing.assert_allclose(words.vectors[0], rows[1:3].mean(axis=0), rtol=1e-6)
     long = " ".join(["paris", "reads", "uning"] * 40)
     (words,) = word_vectors(tokens, [long])
     assert [long[a:b] for a, b in words.offsets] == long.split()
+    windows = tokens.tokenize([long])[0]
+    windows = [windows, *windows.overflowing]
+    if tokens.manifest.task == "embedding":  # its windows do not overlap
+        held = dict[int, list[Any]]()
+        for window, its in zip(windows, tokens.run(windows), strict=True):
+            for word, row in zip(window.word_ids, its, strict=True):
+                if word is not None:
+                    held.setdefault(word, []).append(row)
+        due = [np.mean(held[word], axis=0) for word in range(120)]
+        np.testing.assert_allclose(words.vectors, due, rtol=1e-5, atol=1e-6)
     assert words.vectors.shape == (120, rows.shape[1])
+    assert len(windows) > 1
 
 
 @settings(max_examples=50, deadline=None)
