@@ -300,7 +300,7 @@ def test_bundles_without_codes_say_how_to_get_them(
     assert embedder.coder is None
     with pytest.raises(InputError, match="edgelm compress MODEL -o CKPT --codes 256"):
         embedder.encode(["the man"], output="codes")
-    with pytest.raises(InputError, match="must be one of vectors, codes"):
+    with pytest.raises(InputError, match="must be one of vectors, int8"):
         embedder.encode(["the man"], output="bits")  # type: ignore[call-overload]
     result = call(
         "export", tiny_embedding, "--target", "cpu", "-o", tmp_path / "b", "--codes-output"

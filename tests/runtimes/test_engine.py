@@ -70,8 +70,8 @@ def test_no_text_gives_no_row(bundles: Bundles) -> None:
     ("texts", "message"),
     [
         ("one string", r"write \[text\] instead"),
-        (["fine", 3], "Text 1 must be a string. Got int"),
-        ([None], "Text 0 must be a string. Got NoneType"),
+        (["fine", 3], r"Text 1 must be a string.* Got int"),
+        ([None], r"Text 0 must be a string.* Got NoneType"),
         (7, "Got int instead"),
         ([b"bytes"], "Got bytes"),
     ],
