@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -220,6 +221,9 @@ def _watch(
     from edgelm.calibration import decode
 
     parse = _parse_json if form == "jsonl" else _parse
+    # Ctrl-C is how a watch ends. As an exception of its own kind it may come up anywhere: a signal that
+    # arrives just before a read is seen behind it.
+    before = signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     try:
         for number, line in enumerate(iter(sys.stdin.buffer.readline, b""), 1):
             where = f"stdin, line {number}"
@@ -230,8 +234,8 @@ def _watch(
                 rows = [{"line": number, "error": str(error)}]
             for found in rows:
                 emit(found)
-    except KeyboardInterrupt:  # how a watch ends
-        return
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @click.command()
