@@ -1,7 +1,7 @@
 r"""edgelm's embedding bundles against its peers, on the same texts, taking turns in one run.
 
     pip install openvino nncf sentence-transformers
-    python benchmarks/embedding_throughput.py --work peers --stsb stsb/test.jsonl -o peers.json \
+    python benchmarks/embedding_throughput.py --work peers --stsb stsb/test.jsonl --beir scifact -o peers.json \
         --texts crossner-politics-test.jsonl --texts wikigold-test.jsonl --texts wnut17-test.jsonl
 
 Every contender runs in a process of its own, is given raw texts and gives vectors; tokenisation and pooling
@@ -25,11 +25,13 @@ from statistics import median
 from typing import Any
 
 import click
+import ir_measures
 import numpy as np
 from peers import CORES, PEERS, prepare_fastembed, prepare_peers
 from scipy.stats import spearmanr
 
 from edgelm.calibration import Calibration, load_texts, read_texts
+from edgelm.evaluate.accuracy import Dataset, load_dataset
 from edgelm.evaluate.contender import answer
 from edgelm.models import locate
 
@@ -101,6 +103,19 @@ def has_fastembed(python: str) -> bool:
     return found.returncode == 0
 
 
+def ndcg(data: Dataset, documents: np.ndarray, queries: np.ndarray) -> float:
+    """nDCG@10 by cosine, in percent; both are unit vectors."""
+    names = [str(row["_id"]) for row in data.documents]
+    run = {
+        str(row["_id"]): {names[i]: float(scores[i]) for i in np.argsort(-scores)[:100]}
+        for row, scores in zip(data.rows, queries @ documents.T, strict=True)
+    }
+    measure = ir_measures.nDCG @ 10
+    return 100 * float(
+        ir_measures.calc_aggregate([measure], data.relevance, run)[measure]
+    )
+
+
 def ask(child: subprocess.Popen[str], **request: Any) -> dict[str, Any]:
     assert child.stdin is not None
     assert child.stdout is not None
@@ -122,6 +137,7 @@ def ask(child: subprocess.Popen[str], **request: Any) -> dict[str, Any]:
     "--words", type=int, help="Join and cut the texts to this many words each."
 )
 @click.option("--stsb", type=click.Path(path_type=Path, exists=True))
+@click.option("--beir", type=click.Path(path_type=Path, exists=True), help="A folder.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--count", default=1000, show_default=True, help="Texts a round.")
 @click.option("--only", help="Contenders, by ; (default: all).")
@@ -138,6 +154,7 @@ def main(
     texts: tuple[Path, ...],
     words: int | None,
     stsb: Path | None,
+    beir: Path | None,
     rounds: int,
     count: int,
     only: str | None,
@@ -196,15 +213,22 @@ def main(
             memory[name] = result["memory_mib"]
     rows = [json.loads(line) for line in stsb.open()] if stsb else []
     pairs = [row[key] for row in rows for key in ("text1", "text2")]
+    search = load_dataset(beir) if beir else Dataset("none", "retrieval", ())
+    documents = [
+        " ".join(filter(None, (row.get("title"), row["text"])))
+        for row in search.documents
+    ]
+    asked = [row["text"] for row in search.rows]
+    ends = np.cumsum([len(chosen), len(pairs), len(documents)])
     vectors = {}
     for name, running in children.items():
         path = work / "vectors.npy"
-        ask(running, texts=[*chosen, *pairs], save=str(path))
+        ask(running, texts=[*chosen, *pairs, *documents, *asked], save=str(path))
         vectors[name] = np.load(path)
         running.communicate()  # its stdin ends, and so does it
     found = {}
     for name in names:
-        of_texts, of_pairs = np.split(vectors[name], [len(chosen)])
+        of_texts, of_pairs, *of_search = np.split(vectors[name], ends)
         cosines = (of_texts * vectors[names[0]][: len(chosen)]).sum(1)
         found[name] = {
             "texts_per_s": round(median(rates[name]), 1),
@@ -223,6 +247,8 @@ def main(
             found[name]["stsb"] = round(
                 100 * float(spearmanr((a * b).sum(1), scores).statistic), 2
             )
+        if beir:
+            found[name]["ndcg@10"] = round(ndcg(search, *of_search), 2)
     columns = list(next(iter(found.values())))
     columns.remove("by_round")
     print(
