@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from edgelm.atomic import new_file
 from edgelm.bundle import (
     FILE_NAME,
     MANIFEST,
     MANIFEST_LIMIT,
+    SIGNATURE,
     Bundle,
     Manifest,
     file_digest,
@@ -23,6 +24,9 @@ from edgelm.bundle import (
     read_manifest,
 )
 from edgelm.errors import BundleError, EdgelmError, require
+
+if TYPE_CHECKING:
+    from edgelm.signing import Trusted
 
 SUFFIX = ".tar.zst"
 _MAGIC = b"\x28\xb5\x2f\xfd"
@@ -32,6 +36,7 @@ _WINDOW_LOG = 27
 # Unpacked, a bundle may be this much larger than its archive, or `_SMALL`.
 _RATIO, _SMALL = 100, 64 << 20
 _BLOCK = 1 << 20
+SIGNATURE_LIMIT = 4096
 
 
 @contextmanager
@@ -57,25 +62,33 @@ def new_bundle(path: Path, *, force: bool = False) -> Iterator[Path]:
         pack(Bundle(folder, open_folder(folder)), file)
 
 
-def pack(bundle: Bundle, path: Path) -> None:
+def pack(bundle: Bundle, path: Path, *, signature: bytes | None = None) -> None:
     """Write a bundle as one file.
 
-    The manifest stands first, then the files by name, without times or owners: the same
-    bundle and the same zstandard give the same bytes.
+    The manifest stands first, then the signature, if there is one, then the files by name,
+    without times or owners: the same bundle and the same zstandard give the same bytes.
 
     Args:
         bundle: The bundle.
         path: The file to write.
+        signature: Content of its signature file; the one that it has, if not given.
 
     Raises:
         MissingExtraError: zstandard is not installed.
     """
     zstandard = require("zstandard", "archive")
+    if signature is None and (bundle.path / SIGNATURE).is_file():
+        signature = (bundle.path / SIGNATURE).read_bytes()
     names = [MANIFEST, *sorted(bundle.manifest.files)]
+    if signature is not None:
+        names.insert(1, SIGNATURE)
     members = []
     for name in names:
         member = tarfile.TarInfo(name)
-        member.size = (bundle.path / name).stat().st_size
+        if name == SIGNATURE and signature is not None:
+            member.size = len(signature)
+        else:
+            member.size = (bundle.path / name).stat().st_size
         members.append(member)
     padded = sum(512 + -(-member.size // 512) * 512 for member in members) + 1024
     settings = zstandard.ZstdCompressionParameters.from_level(
@@ -92,17 +105,21 @@ def pack(bundle: Bundle, path: Path) -> None:
     ):
         for member in members:
             out.write(member.tobuf(tarfile.GNU_FORMAT))
-            with (bundle.path / member.name).open("rb") as stream:
-                shutil.copyfileobj(stream, out, _BLOCK)
+            if member.name == SIGNATURE and signature is not None:
+                out.write(signature)
+            else:
+                with (bundle.path / member.name).open("rb") as stream:
+                    shutil.copyfileobj(stream, out, _BLOCK)
             out.write(bytes(-member.size % 512))
         out.write(bytes(1024))
 
 
-def open_archive(path: Path) -> Bundle:
+def open_archive(path: Path, trusted: Trusted | None = None) -> Bundle:
     """Open a packed bundle: unpacked once, into the user's cache, under its digest.
 
     Args:
         path: The archive.
+        trusted: Public keys, one of which must have signed it.
 
     Returns:
         The bundle, checked; its ``archive`` is ``path``.
@@ -126,10 +143,10 @@ def open_archive(path: Path) -> Bundle:
     folder = cache_folder() / "bundles" / digest
     if (folder / MANIFEST).is_file():
         try:
-            return Bundle(folder, open_folder(folder), path)
+            return Bundle(folder, open_folder(folder, trusted), path)
         except BundleError:
             pass  # somebody changed it; the archive is whole
-    return Bundle(folder, _unpack(path, folder), path)
+    return Bundle(folder, _unpack(path, folder, trusted), path)
 
 
 def cache_folder() -> Path:
@@ -140,7 +157,7 @@ def cache_folder() -> Path:
     return Path(base) / "edgelm"
 
 
-def _unpack(path: Path, folder: Path) -> Manifest:
+def _unpack(path: Path, folder: Path, trusted: Trusted | None) -> Manifest:
     """Unpack into a folder of another name, which takes its place when it is whole."""
     zstandard = require("zstandard", "archive")
     try:
@@ -166,20 +183,20 @@ def _unpack(path: Path, folder: Path) -> Manifest:
             raise BundleError(
                 f"Cannot unpack {path} to {folder.parent}: {error.strerror}."
             ) from error
-        manifest = open_folder(work)
-        _take_place(work, folder)
+        manifest = open_folder(work, trusted)
+        _take_place(work, folder, trusted)
         return manifest
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _take_place(work: Path, folder: Path) -> None:
+def _take_place(work: Path, folder: Path, trusted: Trusted | None) -> None:
     """Rename a whole folder; where another process was quicker, its result is as good."""
     try:
         os.rename(work, folder)
     except OSError:
         try:
-            open_folder(folder)
+            open_folder(folder, trusted)
         except EdgelmError:
             shutil.rmtree(folder)
             os.rename(work, folder)
@@ -212,9 +229,13 @@ def _extract(stream: IO[bytes], path: Path, folder: Path) -> None:
             f"{path} unpacks to {total >> 20} MiB, and {folder.parent} has {free >> 20} MiB left. "
             "Make room, or set XDG_CACHE_HOME to a larger disk."
         )
-    missing = set(files)
+    missing, signed = set(files), False
     while (member := _header(stream, path)) is not None:
         name = member.name
+        if name == SIGNATURE and not signed and member.size <= SIGNATURE_LIMIT:
+            signed = True
+            _copy(stream, path, member, folder)
+            continue
         if name not in missing or not FILE_NAME.fullmatch(name):
             raise BundleError(
                 f"{path} holds {name!r}, which its manifest does not list. It is not unpacked."

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm import schema
 from edgelm.errors import BundleError
+
+if TYPE_CHECKING:
+    from edgelm.signing import Trusted
 
 FORMAT = "edgelm-bundle"
 FORMAT_VERSION = 2
@@ -19,6 +22,7 @@ MANIFEST = "manifest.json"
 GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
 CODES, HEAD = "codes.safetensors", "head.safetensors"
 BUILD = "build.json"
+SBOM, SIGNATURE = "sbom.cdx.json", "signature.json"
 VECTOR_RANGES = "ranges.safetensors"
 # The output of a graph that gives the vectors of tokens too.
 TOKENS = "token_embeddings"
@@ -60,8 +64,7 @@ class TokenizerInfo:
     Attributes:
         file: Its file, as the ``tokenizers`` library reads it.
         max_length: Longest input in tokens, special tokens included.
-        pad_id: Token that pads a batch.
-        pad_type_id: Segment of padding.
+        pad_id: Token that pads a batch; ``pad_type_id``: its segment.
     """
 
     file: str
@@ -80,8 +83,7 @@ class EmbeddingInfo:
         normalize: Whether vectors have length 1 (inside the graph).
         prompts: Name to text put before an input.
         default_prompt: Name of the prompt used when none is asked for.
-        dimensions: Shorter lengths that the model was trained for (Matryoshka); empty
-            where its files do not say.
+        dimensions: Shorter lengths that the model was trained for (Matryoshka), if known.
         ranges: File of the values' ranges (`edgelm.runtimes.quantization.Ranges`).
     """
 
@@ -144,9 +146,8 @@ class HeadInfo:
 
     Attributes:
         file: Its weights (`edgelm.runtimes.heads.load_head`).
-        features: What it is applied to: the vector of a ``text``, a function of a
-            ``pair``'s two vectors that does not see their order, one that does
-            (``ordered-pair``), or the vector of a ``token``.
+        features: What it is applied to: the vector of a ``text``, a function of a ``pair``'s two vectors
+            that does not see their order, one that does (``ordered-pair``), or the vector of a ``token``.
     """
 
     file: str
@@ -158,8 +159,7 @@ class ModelInfo:
     """Where the weights come from.
 
     Attributes:
-        name: The reference that was compressed or exported.
-        architecture: ``model_type`` of its config.
+        name: The reference that was compressed or exported; ``architecture``: its ``model_type``.
         source_digest: SHA-256 of the original weights file.
         steps: The compression steps, in order, as in a recipe.
     """
@@ -175,8 +175,7 @@ class GoldenInfo:
     """The golden examples and how well the graph must reproduce them.
 
     Attributes:
-        texts: File of the texts.
-        arrays: File of token ids and reference outputs.
+        texts: File of the texts; ``arrays``: of token ids and reference outputs.
         count: Number of examples.
         min_snr_db: Signal-to-noise ratio that `verify` demands, dB.
         measured_snr_db: What export measured, dB.
@@ -226,8 +225,7 @@ class Bundle:
     """A bundle whose files have been checked against its manifest.
 
     Attributes:
-        path: The folder of its files.
-        manifest: What its manifest says.
+        path: The folder of its files; ``manifest``: what its manifest says.
         archive: The file that it was unpacked from, if it was.
     """
 
@@ -248,29 +246,39 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Size of all its files, the manifest included."""
+        """Size of all its files, manifest and signature included."""
         listed = sum(info.size for info in self.manifest.files.values())
-        return listed + (self.path / MANIFEST).stat().st_size
+        others = (self.path / MANIFEST, self.path / SIGNATURE)
+        return listed + sum(path.stat().st_size for path in others if path.is_file())
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(
+    path: str | Path, *, trusted_keys: Sequence[str | Path | bytes] | None = None
+) -> Bundle:
     """Read a bundle and check every file against the manifest.
 
     Args:
-        path: The bundle's folder, or the bundle as one file (``.tar.zst``), which is
-            unpacked once, into the user's cache.
+        path: Its folder, or the bundle as one file (``.tar.zst``), unpacked once, into the user's cache.
+        trusted_keys: Public keys, one of which must have signed it; as for `edgelm.load`.
 
     Raises:
-        BundleError: It is no bundle, a newer one than this edgelm reads, or a
-            file is missing, damaged or not what the manifest says.
-        MissingExtraError: It is one file, and zstandard is not installed.
+        BundleError: It is no bundle, a newer one than this edgelm reads, or a file is missing,
+            damaged or not what the manifest says; of a signed one, also not listed in it.
+        SignatureError: None of the trusted keys signed it as it is.
+        InputError: A trusted key cannot be used.
+        MissingExtraError: One file needs zstandard, keys need cryptography.
     """
     path = Path(path)
+    trusted = None
+    if trusted_keys is not None:
+        from edgelm.signing import read_public_keys
+
+        trusted = read_public_keys(trusted_keys)
     if path.is_file():
         from edgelm.archive import open_archive
 
-        return open_archive(path)
-    return Bundle(path, open_folder(path))
+        return open_archive(path, trusted)
+    return Bundle(path, open_folder(path, trusted))
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -279,11 +287,15 @@ def is_bundle(path: str | Path) -> bool:
     return (path / MANIFEST).is_file() or path.is_file()
 
 
-def open_folder(path: Path) -> Manifest:
+def open_folder(path: Path, trusted: Trusted | None = None) -> Manifest:
     """Check a bundle's folder. Errors are those of `open_bundle`."""
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, trusted)
     for name, info in manifest.files.items():
         _check_file(path, name, info)
+    if trusted is not None:
+        from edgelm.signing import check_nothing_else
+
+        check_nothing_else(path, manifest)
     return manifest
 
 
@@ -297,7 +309,7 @@ def seal(folder: Path, manifest: Manifest) -> Bundle:
     files = {
         path.name: FileInfo(path.stat().st_size, file_digest(path))
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        if path.name not in (MANIFEST, SIGNATURE)
     }
     manifest = replace(manifest, files=files)
     data = {
@@ -325,7 +337,7 @@ def _canonical(data: Mapping[str, Any]) -> bytes:
     return (text + "\n").encode()
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, trusted: Trusted | None = None) -> Manifest:
     """Read a manifest, whose files are still to be checked. Errors are those of `open_bundle`."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -336,6 +348,10 @@ def read_manifest(folder: Path) -> Manifest:
     if path.stat().st_size > MANIFEST_LIMIT:
         raise BundleError(f"{path} is larger than {MANIFEST_LIMIT >> 20} MiB.")
     raw = path.read_bytes()
+    if trusted is not None:
+        from edgelm.signing import check_signature
+
+        check_signature(folder, raw, trusted)
     try:
         data = json.loads(raw)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -9,6 +9,7 @@ Every error is one sentence that says what is wrong and, where there is one, the
       CompressionError               a compression step cannot give a correct result
       ExportError                    a graph cannot be made, or is not what was asked for
       BundleError                    a bundle is damaged, incomplete or too new
+        SignatureError               no trusted key signed it as it is; exit code 3
       TargetError                    no such target, or it cannot do what was asked
       SessionError                   a runtime cannot be opened as asked
       BinaryIndexError               an index is damaged, in use, too new, full or of another encoder
@@ -54,6 +55,12 @@ class ExportError(EdgelmError):
 
 class BundleError(EdgelmError):
     """A bundle is damaged, incomplete or too new."""
+
+
+class SignatureError(BundleError):
+    """No trusted key signed a bundle as it is."""
+
+    exit_code = 3
 
 
 class TargetError(EdgelmError):

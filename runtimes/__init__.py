@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +48,7 @@ def load(
     threads: int | None = None,
     workers: int | Literal["auto"] = 1,
     provider: str | None = None,
+    trusted_keys: Sequence[str | Path | bytes] | None = None,
 ) -> Embedder | EntityRecognizer | Scorer:
     """Open a bundle for its task.
 
@@ -58,6 +60,8 @@ def load(
             measures it once for this machine and bundle (`edgelm.runtimes.workers`).
         provider: Execution provider of ONNX Runtime, or ``OpenVINO``; the one of the
             bundle's target if not given.
+        trusted_keys: Ed25519 public keys (files, or PEM as bytes), one of which must have
+            signed the bundle; extra ``sign``. If not given, nothing is asked of it.
 
     Returns:
         An `Embedder`, an `EntityRecognizer` or a `Scorer`.
@@ -65,10 +69,16 @@ def load(
     Raises:
         InputError: ``threads`` or ``workers`` is less than 1.
         BundleError: The bundle is damaged, incomplete or too new.
+        SignatureError: None of the trusted keys signed it as it is.
         SessionError: The runtime cannot be opened as asked.
         MissingExtraError: The runtime is not installed.
     """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if not isinstance(bundle, Bundle):
+        opened = open_bundle(bundle, trusted_keys=trusted_keys)
+    elif trusted_keys is None:
+        opened = bundle
+    else:
+        opened = open_bundle(bundle.archive or bundle.path, trusted_keys=trusted_keys)
     if workers == "auto":
         workers = choose_workers(opened, threads=threads, provider=provider)
     return wrap(

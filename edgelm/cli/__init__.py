@@ -28,12 +28,15 @@ COMMANDS = {
     "fit-head": "fit",
     "index": "index",
     "info": "look",
+    "keygen": "sign",
     "lint": "look",
     "ner-index": "ner_index",
     "run": "run",
     "serve": "serve",
+    "sign": "sign",
     "targets": "look",
-    "verify": "run",
+    "verify": "verify",
+    "verify-signature": "sign",
 }
 
 

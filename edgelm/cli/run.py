@@ -1,4 +1,4 @@
-"""Commands that use a bundle: run, verify."""
+"""The command run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import IO, Any, Literal
 
 import click
 
-from edgelm.cli.console import emit, say
+from edgelm.cli.console import emit
+from edgelm.cli.sign import TRUSTED_KEY
 from edgelm.errors import InputError
 
 PROVIDER = click.option(
@@ -125,6 +126,7 @@ _CHUNK = 256
 @PROVIDER
 @THREADS
 @WORKERS
+@TRUSTED_KEY
 def run(
     bundle: Path,
     texts: tuple[str, ...],
@@ -141,6 +143,7 @@ def run(
     provider: str | None,
     threads: int | None,
     workers: int | Literal["auto"],
+    trusted_keys: tuple[Path, ...],
 ) -> None:
     """Run BUNDLE on TEXTS, a file or stdin; a JSON line each on stdout.
 
@@ -164,7 +167,13 @@ def run(
         source = Path("-")
     if watch and str(source) != "-":
         raise click.UsageError("--watch reads stdin; give no texts and no file.")
-    loaded = edgelm.load(bundle, threads=threads, workers=workers, provider=provider)
+    loaded = edgelm.load(
+        bundle,
+        threads=threads,
+        workers=workers,
+        provider=provider,
+        trusted_keys=trusted_keys or None,
+    )
     model: Embedder | EntityRecognizer | Scorer | FewShotRecognizer = loaded
     if ner_index is not None:
         model = FewShotRecognizer(loaded.engine, ner_index)
@@ -236,37 +245,6 @@ def _watch(
                 emit(found)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@PROVIDER
-@THREADS
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
-)
-def verify(
-    bundle: Path, provider: str | None, threads: int | None, as_json: bool
-) -> None:
-    """Check BUNDLE's files and replay its golden examples; exit 3 where it fails.
-
-    \b
-    edgelm verify bundle
-    """
-    from edgelm.bundle import open_bundle
-    from edgelm.golden import load_golden
-    from edgelm.runtimes.engine import open_engine
-    from edgelm.runtimes.verification import verify as replay
-
-    opened = open_bundle(bundle)
-    engine = open_engine(opened, threads=threads, provider=provider)
-    result = replay(engine, load_golden(opened))
-    if as_json:
-        emit({"bundle": str(bundle), **asdict(result)})
-    say(
-        f"{bundle} is whole and agrees with the original model: {result.snr_db:.1f} dB over "
-        f"{result.examples} golden examples on {result.provider} (at least {result.min_snr_db:.1f} dB are due)"
-    )
 
 
 def _embedding(row: Any, output: str) -> dict[str, Any]:
@@ -387,4 +365,4 @@ def _parse_json(text: str, pairs: bool, where: str) -> Any:
     return tuple(values) if pairs else values[0]
 
 
-COMMANDS = {"run": run, "verify": verify}
+COMMANDS = {"run": run}

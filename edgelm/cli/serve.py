@@ -9,6 +9,7 @@ import click
 
 from edgelm.cli.console import emit, say
 from edgelm.cli.run import PROVIDER, THREADS, WORKERS
+from edgelm.cli.sign import TRUSTED_KEY
 from edgelm.errors import require
 
 
@@ -76,6 +77,7 @@ from edgelm.errors import require
 @PROVIDER
 @THREADS
 @WORKERS
+@TRUSTED_KEY
 def serve(
     bundles: tuple[str, ...],
     host: str,
@@ -91,6 +93,7 @@ def serve(
     provider: str | None,
     threads: int | None,
     workers: int | Literal["auto"],
+    trusted_keys: tuple[Path, ...],
 ) -> None:
     """Serve BUNDLEs over HTTP, as text-embeddings-inference and OpenAI do; docs/service.md.
 
@@ -127,6 +130,7 @@ def serve(
             provider=provider,
             threads=threads,
             workers=workers,
+            trusted_keys=trusted_keys or None,
         )
         app = create_app(Models(served, index), limits, api_key=api_key)
         port = bound.getsockname()[1]
