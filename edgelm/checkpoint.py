@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgelm
+from edgelm import provenance
 from edgelm.atomic import new_folder
 from edgelm.models import EXPERTS, SENTENCE_FILES, LoadedModel
 from edgelm.reports.compression import compression_page
@@ -36,6 +37,7 @@ def save_checkpoint(
     weights: Tensors | None = None,
     experts: Mapping[str, torch.Tensor] | None = None,
     codes: Callable[[Path], Mapping[str, Any]] | None = None,
+    device: str = "cpu",
     force: bool = False,
 ) -> None:
     """Write a compressed model.
@@ -50,6 +52,7 @@ def save_checkpoint(
         weights: The weights one by one, where the model does not hold them itself.
         experts: What domains have instead of the model's own, by ``domain/parameter``.
         codes: Fits codes to the model in a folder, writes them there and says what they are.
+        device: What computed, for the record.
         force: Replace a checkpoint that is there already.
 
     Raises:
@@ -95,6 +98,23 @@ def save_checkpoint(
             if (loaded.folder / name).is_file() and loaded.task == "embedding":
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(loaded.folder / name, folder / name)
+        about["lineage"] = provenance.extend(
+            provenance.lineage_of(loaded),
+            provenance.done(
+                "compress",
+                provenance.COMPRESSES,
+                recipe=recipe,
+                vocabulary=loaded.steps[-1] if "vocabulary" in recipe else None,
+                calibration={
+                    "texts": recipe["calibration"]["texts"],
+                    "count": cost["texts"],
+                    "seed": recipe["calibration"]["seed"],
+                    "digest": calibration_digest,
+                },
+                device=device,
+                weights=provenance.weights_digest(folder),
+            ),
+        )
         _write_report(folder, about)
         if codes is not None:
             about["codes"] = codes(folder)

@@ -44,7 +44,7 @@ SENTENCE_FILES = (
 )
 # What domains have instead of a checkpoint's own weights; not a weight file of its own.
 EXPERTS = "domains.experts"
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_HUB_FILES = ["README.md", "*.json", "*.txt", "*.model", "*.safetensors"]
 
 
 @dataclass(frozen=True)

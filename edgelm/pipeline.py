@@ -238,6 +238,7 @@ def compress_model(
                 weights=weights,
                 experts=blocks.experts,
                 codes=None if recipe.codes is None else fit,
+                device=device if device == "cpu" else torch.cuda.get_device_name(),
                 force=force,
             )
     trimmed = loaded.steps[-1] if recipe.vocabulary is not None else None

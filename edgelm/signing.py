@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgelm import schema
 from edgelm.archive import SIGNATURE_LIMIT, pack
@@ -128,7 +128,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
         ) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise InputError(_other_kind(path, key))
-    return key
+    return cast("Ed25519PrivateKey", key)
 
 
 def read_public_keys(keys: Sequence[str | Path | bytes]) -> Trusted:

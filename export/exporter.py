@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import numpy as np
 import torch
 
 import edgelm
-from edgelm import samples, schema
+from edgelm import provenance, samples, schema
 from edgelm.atomic import new_folder
 from edgelm.bundle import (
     CODES,
@@ -35,7 +33,7 @@ from edgelm.bundle import (
     TokenizerInfo,
     seal,
 )
-from edgelm.calibration import Calibration
+from edgelm.calibration import Calibration, load_texts, text_digest
 from edgelm.errors import ExportError, GateError, require
 from edgelm.export.codes import OUTPUT, add_codes
 from edgelm.export.fitting import fit
@@ -56,6 +54,7 @@ from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import measure_snr
+from edgelm.sbom import write_sbom
 from edgelm.targets import Target, load_target
 from edgelm.tasks import read_json
 
@@ -172,12 +171,30 @@ def export(
             golden=golden,
             codes=codes,
         )
-        provenance = {
+        made = provenance.done(
+            "export",
+            (
+                *provenance.EXPORTS,
+                *(("openvino",) if device.runtime == "openvino" else ()),
+            ),
+            target=device.name,
+            precision=chosen,
+            options={
+                "block": block,
+                "table_bits": table_bits,
+                "max_drop": max_drop,
+                "token_embeddings": token_embeddings,
+                "codes_output": codes_output,
+            },
+            calibration=None if chosen == "fp32" else _describe_data(calibration),
+        )
+        about = {
             **manifest.provenance,
+            "lineage": provenance.extend(manifest.provenance["lineage"], made),
             "precision": dict(written.about),
             "fit": schema.plain(predicted),
         }
-        manifest = replace(manifest, provenance=provenance)
+        manifest = replace(manifest, provenance=about)
         bundle = seal(folder, manifest)
         # What only the device can run is verified in ONNX Runtime, on the same graph.
         here = None if device.runtime == "openvino" else open_here(folder / GRAPH)
@@ -198,7 +215,9 @@ def export(
             )
             info = replace(manifest.embedding, ranges=VECTOR_RANGES)
             manifest = replace(manifest, embedding=info)
-        manifest = seal(folder, replace(manifest, golden=golden)).manifest
+        manifest = replace(manifest, golden=golden)
+        write_sbom(folder, manifest)
+        manifest = seal(folder, manifest).manifest
     return Bundle(path, manifest)
 
 
@@ -328,12 +347,20 @@ def make_manifest(
 
 
 def _provenance(loaded: LoadedModel) -> dict[str, Any]:
-    packages = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers")
     about = read_json(loaded.folder / "edgelm.json")
     return {
-        "versions": {name: version(name) for name in packages}
-        | {"python": platform.python_version()},
-        "machine": platform.machine(),
+        "versions": provenance.versions(provenance.EXPORTS),
         "recipe": about.get("recipe"),
         "calibration_digest": about.get("calibration_digest"),
+        "lineage": provenance.lineage_of(loaded),
+    }
+
+
+def _describe_data(calibration: Calibration) -> dict[str, Any]:
+    texts = load_texts(calibration)
+    return {
+        "texts": calibration.texts,
+        "count": len(texts),
+        "seed": calibration.seed,
+        "digest": text_digest(texts),
     }

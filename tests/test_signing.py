@@ -275,7 +275,7 @@ def test_an_archive_with_two_signatures_or_a_long_one_is_refused(
     names = [MANIFEST, SIGNATURE, *sorted(open_bundle(signed).manifest.files)]
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name in names[:where] + [SIGNATURE] + names[where:]:
+        for name in [*names[:where], SIGNATURE, *names[where:]]:
             data = (signed / name).read_bytes()
             if name == SIGNATURE and where == 3:
                 data += b" " * 5000

@@ -107,32 +107,48 @@ def info(path: Path, as_json: bool) -> None:
     \b
     edgelm info bundle
     """
+    from edgelm.provenance import describe
+
     about = _about(path)
     if as_json:
         emit(about)
         return
+    hidden = ("lineage", "provenance", "recipe", "steps", "calibration_digest")
     show_table(
-        str(path), ("", ""), [(key, _short(value)) for key, value in about.items()]
+        str(path),
+        ("", ""),
+        [(key, _short(value)) for key, value in about.items() if key not in hidden],
+    )
+    show_table(
+        "From the original weights to here", ("", ""), describe(about["lineage"])
     )
 
 
 def _about(path: Path) -> dict[str, Any]:
-    from edgelm.bundle import is_bundle, open_bundle
+    from edgelm import provenance
+    from edgelm.bundle import SIGNATURE, is_bundle, open_bundle
+    from edgelm.signing import read_signature
     from edgelm.tasks import read_json
 
     if is_bundle(path):
         bundle = open_bundle(path)
         packed = bundle.archive.stat().st_size if bundle.archive else None
+        signed = (bundle.path / SIGNATURE).is_file()
+        # Whose it says it is; that it is, only verify-signature can tell.
+        key = read_signature(bundle.path).key if signed else None
         return {
             "kind": "bundle",
             "size_bytes": bundle.size_bytes,
             "archive_bytes": packed,
+            "signed_with_key": key,
             **schema.plain(bundle.manifest),
+            "lineage": provenance.of_bundle(bundle.manifest),
         }
     if (path / "edgelm.json").is_file():
         about = read_json(path / "edgelm.json")
         about["layers"] = len(about.pop("report"))
-        return {"kind": "checkpoint", **about}
+        lineage = provenance.of_checkpoint(about)
+        return {"kind": "checkpoint", **about, "lineage": lineage}
     raise InputError(
         f"{path} is neither a bundle (manifest.json) nor a checkpoint (edgelm.json) of edgelm."
     )

@@ -20,6 +20,7 @@ from edgelm.atomic import new_folder
 from edgelm.bundle import (
     HEAD,
     MANIFEST,
+    SBOM,
     HeadInfo,
     NerInfo,
     ScoringInfo,
@@ -29,9 +30,11 @@ from edgelm.bundle import (
 from edgelm.errors import InputError
 from edgelm.heads.examples import HeadProblem, make_problem
 from edgelm.heads.fitting import FittedHead, HeadConfig, Kind, fit_head, mean_loss
+from edgelm.provenance import RUNS, done, extend, of_bundle
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.heads import Head, save_head
+from edgelm.sbom import write_sbom
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,10 @@ def fit(
         ).hexdigest(),
     }
     info = problem.info
+    told = ("kind", "rows", "features", "penalty", "data_digest")
+    fitted_here = done(
+        "fit-head", RUNS, head={"seed": seed, **{key: about[key] for key in told}}
+    )
     manifest = replace(
         opened.manifest,
         created_by=f"edgelm {edgelm.__version__}",
@@ -145,16 +152,21 @@ def fit(
         scoring=info if isinstance(info, ScoringInfo) else None,
         codes=None,
         head=HeadInfo(HEAD, problem.features),
-        provenance={**opened.manifest.provenance, "head": about},
+        provenance={
+            **opened.manifest.provenance,
+            "head": about,
+            "lineage": extend(of_bundle(opened.manifest), fitted_here),
+        },
     )
     codes = opened.manifest.codes
     with new_folder(output, marker=MANIFEST, force=force) as folder:
         for name in opened.manifest.files:
-            if codes is None or name != codes.file:
+            if name != SBOM and (codes is None or name != codes.file):
                 shutil.copyfile(opened.file(name), folder / name)
         weight = fitted.weight.astype(np.float32)
         head = Head(problem.features, weight, fitted.bias.astype(np.float32))
         save_head(head, folder / HEAD)
+        write_sbom(folder, manifest)
         seal(folder, manifest)
     return report
 
