@@ -1,4 +1,4 @@
-"""The manifest of an index: which bytes of its files count (see docs/index.md).
+"""The manifest of an index: which bytes of its files count (see docs/binary-index.md).
 
 It is replaced whole, by a rename, after every batch. What lies in a file behind the size that the manifest
 states was never acknowledged; nothing in front of it is ever changed.
