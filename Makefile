@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: install bindings demo test slow lint types wheel clean
+.PHONY: install bindings demo test slow lint types docs wheel clean
 
 install: .venv/installed
 
@@ -37,6 +37,10 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+# The site in build/site; a link that leads nowhere is an error. The variable only silences a notice of its theme.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: install
 	rm -rf dist
