@@ -30,18 +30,27 @@ DOCUMENTS = [
 
 def commands(text: str) -> list[list[str]]:
     """Arguments of every `edgelm ...` that stands as code, in order."""
-    found = re.findall(r"(?:^|`)edgelm ([a-z][^`\n#]*)", text, re.MULTILINE)
-    return [shlex.split(line.replace("\\|", "|")) for line in found]
+    found = re.findall(
+        r"(?:^ *|`|^[^|\n]+\| |-m )edgelm ([a-z][^`\n#]*)", text, re.MULTILINE
+    )
+    # What stands behind a pipe or a redirection is not edgelm's.
+    alone = [re.split(r" [|>] ", line.replace("\\|", "|"))[0] for line in found]
+    return [shlex.split(line) for line in alone]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_in_a_document_parses(path: Path) -> None:
     for args in commands(path.read_text(encoding="utf-8")):
-        command = cli.get_command(click.Context(cli), args[0])
+        command, rest = cli.get_command(click.Context(cli), args[0]), args[1:]
+        while isinstance(command, click.Group) and rest:
+            command = command.get_command(click.Context(command), rest.pop(0))
         assert command is not None, args
-        if len(args) > 1:  # else it is only named
+        known = {opt for p in command.params for opt in (*p.opts, *p.secondary_opts)}
+        given = {arg.split("=")[0] for arg in rest if re.match("--?[a-z]", arg)}
+        assert given <= known, args
+        if rest and not {"...", "[OPTIONS]"} & set(rest):  # else it is only named
             # Parses flags and choices and runs nothing.
-            command.make_context(args[0], args[1:])
+            command.make_context(args[0], rest)
 
 
 def test_every_command_has_an_example_in_the_readme() -> None:
