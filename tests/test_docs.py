@@ -53,6 +53,23 @@ def test_every_command_in_a_document_parses(path: Path) -> None:
             command.make_context(args[0], rest)
 
 
+def test_what_starts_the_service_on_a_machine_parses() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    found = [
+        shlex.split(line)
+        for line in re.findall(r"^ExecStart=\S+/edgelm (.*)$", text, re.MULTILINE)
+    ]
+    found += [
+        json.loads(line)[1:]
+        for line in re.findall(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)
+    ]
+    assert len(found) == 3
+    for args in found:
+        command = cli.get_command(click.Context(cli), args[0])
+        assert command is not None
+        command.make_context(args[0], args[1:])
+
+
 def test_every_command_has_an_example_in_the_readme() -> None:
     assert {args[0] for args in commands(README)} == set(COMMANDS)
 

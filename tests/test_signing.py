@@ -30,6 +30,7 @@ from edgelm.errors import (
     OutputExistsError,
     SignatureError,
 )
+from edgelm.runtimes.service.models import open_models
 from edgelm.signing import make_keys, read_private_key, sign
 
 PEM = serialization.Encoding.PEM
@@ -385,6 +386,25 @@ def test_the_commands(tiny_bundle: Path, tmp_path: Path) -> None:
         code, text = run(*args, "--trusted-key", pub)
         assert code == 3
         assert "another manifest" in text
+
+
+def test_half_a_pair_of_keys_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the second file cannot be written: its name is too long, the first's is not."""
+    name = "k" * 253
+    with pytest.raises(InputError, match="Cannot write"):
+        make_keys(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_service_opens_what_is_signed(signed: Path, pub: Path) -> None:
+    options = {"max_batch_tokens": None, "max_queue": 4, "trusted_keys": [pub]}
+    (served,) = open_models([str(signed)], **options)  # type: ignore[arg-type]
+    assert served.name == signed.name
+    (signed / SIGNATURE).unlink()
+    with pytest.raises(SignatureError):
+        open_models([str(signed)], **options)  # type: ignore[arg-type]
 
 
 def test_serve_refuses_before_it_listens(tiny_bundle: Path, pub: Path) -> None:

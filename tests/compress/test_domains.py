@@ -137,6 +137,8 @@ def test_a_domain_from_text_to_bundle(tiny_embedding: Path, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["model"]["steps"][-1] == {"method": "domain", "name": "news"}
+    exported = manifest["provenance"]["lineage"]["steps"][-1]
+    assert exported["options"]["domain"] == "news"
     assert not (bundle / EXPERTS).exists()
     again = run(
         cli,
