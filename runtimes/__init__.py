@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm.bundle import Bundle, open_bundle
+from edgelm.runtimes.analysis import Analyzer
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import Engine, open_engine
 from edgelm.runtimes.ner import Entity, EntityRecognizer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgelm.runtimes.index import BinaryIndex
 
 __all__ = [
+    "Analyzer",
     "BinaryIndex",
     "Embedder",
     "Entity",
@@ -34,10 +36,13 @@ __all__ = [
     "rank",
 ]
 
-TASKS: dict[str, type[Embedder] | type[EntityRecognizer] | type[Scorer]] = {
+Model = Embedder | EntityRecognizer | Scorer | Analyzer
+
+TASKS: dict[str, type[Model]] = {
     "embedding": Embedder,
     "ner": EntityRecognizer,
     "scoring": Scorer,
+    "multi": Analyzer,
 }
 
 
@@ -47,7 +52,7 @@ def load(
     threads: int | None = None,
     workers: int | Literal["auto"] = 1,
     provider: str | None = None,
-) -> Embedder | EntityRecognizer | Scorer:
+) -> Model:
     """Open a bundle for its task.
 
     Args:
@@ -60,7 +65,7 @@ def load(
             bundle's target if not given.
 
     Returns:
-        An `Embedder`, an `EntityRecognizer` or a `Scorer`.
+        An `Embedder`, an `EntityRecognizer`, a `Scorer`, or an `Analyzer` where the bundle has several heads.
 
     Raises:
         InputError: ``threads`` or ``workers`` is less than 1.
@@ -76,7 +81,7 @@ def load(
     )
 
 
-def wrap(engine: Engine) -> Embedder | EntityRecognizer | Scorer:
+def wrap(engine: Engine) -> Model:
     """Give an opened engine the face of its task."""
     return TASKS[engine.manifest.task](engine)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgelm.bundle import NerInfo
 from edgelm.errors import InputError
-from edgelm.runtimes.engine import Engine, check_texts, view
+from edgelm.runtimes.engine import Engine, check_texts
 from edgelm.runtimes.labels import best_path, softmax, spans, split_label, transitions
 
 if TYPE_CHECKING:
@@ -64,6 +64,16 @@ class Tokens:
         """Start and end, ``[parts, 2]``, of parts of the text that begin at these tokens."""
         ends = np.maximum.reduceat(self.offsets[:, 1], starts)
         return np.stack([self.offsets[starts, 0], ends], axis=1)
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How entities are made of tokens: what `EntityRecognizer.extract` was asked for, least scores by type."""
+
+    strategy: str
+    constrained: bool
+    minimum: Mapping[str, float]
+    units: str
 
 
 class EntityRecognizer:
@@ -126,33 +136,55 @@ class EntityRecognizer:
             InputError: Something among the texts is neither a string nor a list of
                 strings, a setting is not known, or a threshold is of no type.
         """
-        minimum = self._minimum(thresholds)
+        given = texts_of(texts)
+        labelling = self.labelling(given, strategy, constrained, thresholds, units)
+        groups = read_windows(self.engine, given)
+        rows = self.engine.run(flat(groups), self.engine.source)
+        return self.label(given, groups, rows, labelling)
+
+    def labelling(
+        self,
+        texts: Sequence[Text],
+        strategy: Strategy,
+        constrained: bool,
+        thresholds: float | Mapping[str, float],
+        units: Units,
+    ) -> Labelling:
+        """The arguments of `extract`, checked. Errors are those of `extract`."""
         _check_choice("strategy", strategy, get_args(Strategy))
         _check_choice("units", units, get_args(Units))
-        given = [Text.of(item, i) for i, item in enumerate(_listed(texts))]
-        if units == "words" and any(text.words is None for text in given):
+        if units == "words" and any(text.words is None for text in texts):
             raise InputError(
                 'Units of words need texts that are lists of words, for example ["Ada", "wrote"].'
             )
-        found = []
-        tokens_of_all = read_tokens(self.engine, given, self._logits)
-        for text, tokens in zip(given, tokens_of_all, strict=True):
+        return Labelling(strategy, constrained, self._minimum(thresholds), units)
+
+    def label(
+        self,
+        texts: Sequence[Text],
+        groups: Sequence[Sequence[Encoding]],
+        rows: Sequence[NDArray[np.float32]],
+        labelling: Labelling,
+    ) -> list[list[Entity]]:
+        """Find the entities of texts whose windows have been run.
+
+        Args:
+            texts: The texts.
+            groups: The windows of each.
+            rows: Of every window in turn its row of the engine's `source`.
+            labelling: How.
+        """
+        head, found = self.engine.head, []
+        logits = rows if head is None else [head.logits(row) for row in rows]
+        tokens_of_all = join_windows(self.engine, texts, groups, logits)
+        for text, tokens in zip(texts, tokens_of_all, strict=True):
             entities = [
                 entity
-                for kind, entity in self._entities(
-                    text.text, tokens, strategy, constrained
-                )
-                if entity.score >= minimum[kind]
+                for kind, entity in self._entities(text.text, tokens, labelling)
+                if entity.score >= labelling.minimum[kind]
             ]
-            found.append(text.count(entities, units))
+            found.append(text.count(entities, labelling.units))
         return found
-
-    def _logits(self, windows: Sequence[Encoding]) -> list[NDArray[np.float32]]:
-        head = self.engine.head
-        if head is None:
-            return self.engine.run(windows)
-        vectors = view(self.engine, "token_embeddings").run(windows)
-        return [head.logits(rows) for rows in vectors]
 
     def _minimum(self, thresholds: float | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(thresholds, Mapping):
@@ -165,18 +197,19 @@ class EntityRecognizer:
         return {name: float(thresholds.get(name, 0.0)) for name in self.types}
 
     def _entities(
-        self, text: str, tokens: Tokens, strategy: str, constrained: bool
+        self, text: str, tokens: Tokens, labelling: Labelling
     ) -> list[tuple[str, Entity]]:
         """Entities, each with its type."""
         if not len(tokens.rows):
             return []
+        strategy = labelling.strategy
         starts = np.arange(len(tokens.rows))
         if strategy in _POOL:
             starts = tokens.word_starts()
         shares = softmax(tokens.rows.astype(np.float64))
         rows = _POOL.get(strategy, _first)(shares, starts)
         path = rows.argmax(axis=1)
-        if constrained:
+        if labelling.constrained:
             path = np.array(best_path(rows, self._scheme))
         scores = rows[np.arange(len(rows)), path]
         named = [self.labels[k] for k in path]
@@ -259,24 +292,53 @@ class Text:
         ]
 
 
-def read_tokens(
+def texts_of(texts: object) -> list[Text]:
+    """What a caller gave, as texts.
+
+    Raises:
+        InputError: Something among the texts is neither a string nor a list of strings.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        check_texts(texts)
+        return []
+    return [Text.of(item, i) for i, item in enumerate(texts)]
+
+
+def read_windows(engine: Engine, texts: Sequence[Text]) -> list[list[Encoding]]:
+    """The windows of each text, one where it fits."""
+    return [[e, *e.overflowing] for e in engine.tokenize([t.text for t in texts])]
+
+
+def flat(groups: Sequence[Sequence[Encoding]]) -> list[Encoding]:
+    """Every window in turn."""
+    return [window for group in groups for window in group]
+
+
+def read_tokens(engine: Engine, texts: Sequence[Text], output: str) -> Iterator[Tokens]:
+    """The tokens of texts, however long, with their rows of an output of the graph."""
+    groups = read_windows(engine, texts)
+    return join_windows(engine, texts, groups, engine.run(flat(groups), output))
+
+
+def join_windows(
     engine: Engine,
     texts: Sequence[Text],
-    run: Callable[[Sequence[Encoding]], Sequence[NDArray[np.float32]]],
+    groups: Sequence[Sequence[Encoding]],
+    given: Sequence[NDArray[np.float32]],
 ) -> Iterator[Tokens]:
-    """The tokens of texts, however long.
+    """The tokens of texts that were read in windows.
 
     Args:
-        engine: Whose tokenizer cuts long texts into windows.
+        engine: Whose tokenizer cut them.
         texts: The texts.
-        run: Gives a row, ``[width]``, of each token of each window.
+        groups: The windows of each.
+        given: Of every window in turn a row, ``[width]``, of each of its tokens.
 
     Yields:
         For each text its tokens. Of the windows that hold a token, the one speaks in which it
         has the most context.
     """
-    groups = [[e, *e.overflowing] for e in engine.tokenize([t.text for t in texts])]
-    rows = iter(run([window for group in groups for window in group]))
+    rows = iter(given)
     stride = (engine.tokenizer.truncation or {}).get("stride", 0)
     # A tokenizer that does not split a text into words first says "word 0" always.
     probe = engine.tokenizer.encode("a b", add_special_tokens=False).word_ids
@@ -354,13 +416,6 @@ _POOL: dict[str, Callable[[Rows, NDArray[np.int64]], Rows]] = {
     "average": average,
     "max": _max,
 }
-
-
-def _listed(texts: object) -> Sequence[object]:
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        check_texts(texts)
-        return []
-    return texts
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
