@@ -172,6 +172,4 @@ def _scores(scorer: Scorer, rows: Sequence[Row]) -> list[Answer]:
     scores = scorer.scores_of(logits if head is None else head.logits(logits))
     if scores.ndim == 1:
         return [float(score) for score in scores]
-    return [
-        dict(zip(scorer.labels, map(float, row), strict=True)) for row in scores
-    ]
+    return [dict(zip(scorer.labels, map(float, row), strict=True)) for row in scores]

@@ -21,7 +21,6 @@ from edgelm.errors import ClosedError, DeadlineError, InputError, OverloadError
 from edgelm.runtimes.calls import Call
 
 
-
 @dataclass(frozen=True)
 class Batch:
     """A batch that ran, for whoever measures.

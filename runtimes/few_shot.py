@@ -266,9 +266,7 @@ def word_vectors(engine: Engine, texts: Sequence[str]) -> list[WordVectors]:
     given = [Text(text) for text in texts]
     return [
         _words(text.text, tokens)
-        for text, tokens in zip(
-            given, read_tokens(engine, given, TOKENS), strict=True
-        )
+        for text, tokens in zip(given, read_tokens(engine, given, TOKENS), strict=True)
     ]
 
 

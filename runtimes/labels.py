@@ -146,9 +146,7 @@ def word_labels(
                 f"{where}: an entity needs start, end and label. Got {entity!r}."
             ) from error
         covered = [
-            k
-            for k, (a, b) in enumerate(offsets)
-            if a < end and b > start and a < b
+            k for k, (a, b) in enumerate(offsets) if a < end and b > start and a < b
         ]
         if not 0 <= start < end <= len(row["text"]) or not covered:
             raise InputError(

@@ -17,7 +17,7 @@ from edgelm.cli.run import PROVIDER, THREADS
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="JSON lines: text, or text1 and text2, with score, label or labels; and tokens and tags, or text and entities.",
+    help="JSON lines: text, or text1 and text2, with score, label or labels; tokens and tags, or text and entities.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The bundle to make.")
 @click.option(
@@ -97,7 +97,11 @@ def fit_head(
             emit({"bundle": str(output), "head": key, **asdict(report)})
     for key, report in reports.items():
         rows = [
-            (f"{penalty:g}", f"{loss:.5f}", "chosen" if penalty == report.penalty else "")
+            (
+                f"{penalty:g}",
+                f"{loss:.5f}",
+                "chosen" if penalty == report.penalty else "",
+            )
             for penalty, loss in report.losses.items()
         ]
         show_table(f"{key}, {folds} folds", ["penalty", "held-out loss", ""], rows)
@@ -105,7 +109,9 @@ def fit_head(
             say(
                 f"held out, {measure}: {value:.4f} (without a model: {report.baseline[measure]:.4f})"
             )
-        say(f"{output}: {key}, {report.kind} head on {report.rows} rows of {report.features}")
+        say(
+            f"{output}: {key}, {report.kind} head on {report.rows} rows of {report.features}"
+        )
 
 
 COMMANDS = {"fit-head": fit_head}

@@ -153,7 +153,7 @@ def run(
     tail -f app.log | edgelm run bundle --watch
     """
     import edgelm
-    from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
+    from edgelm.runtimes import Analyzer, Embedder, EntityRecognizer, Model, Scorer
     from edgelm.runtimes.few_shot import FewShotRecognizer
 
     if texts and source is not None:
@@ -165,7 +165,7 @@ def run(
     if watch and str(source) != "-":
         raise click.UsageError("--watch reads stdin; give no texts and no file.")
     loaded = edgelm.load(bundle, threads=threads, workers=workers, provider=provider)
-    model: Embedder | EntityRecognizer | Scorer | FewShotRecognizer = loaded
+    model: Model | FewShotRecognizer = loaded
     if ner_index is not None:
         model = FewShotRecognizer(loaded.engine, ner_index)
     encoding = output != "vectors" or dimensions is not None or long_texts != "truncate"
@@ -174,7 +174,7 @@ def run(
             "--output, --dimensions and --long-texts are for bundles of embedding models."
         )
     labelling = strategy != "first" or unconstrained or units != "code-points"
-    if labelling and not isinstance(model, EntityRecognizer):
+    if labelling and not isinstance(model, (EntityRecognizer, Analyzer)):
         raise click.UsageError(
             "--strategy, --unconstrained and --units are for bundles that find entities."
         )
@@ -196,6 +196,13 @@ def run(
             )
             for text, entities in zip(rows, all_entities, strict=True):
                 yield {"text": text, "entities": [asdict(e) for e in entities]}
+        elif isinstance(model, Analyzer):
+            answers, cut = model.analyze_with_truncation(
+                rows, strategy=strategy, constrained=not unconstrained, units=units
+            )
+            for text, by_head, long in zip(rows, answers, cut, strict=True):
+                told = {name: _answer(one) for name, one in by_head.items()}
+                yield {"text": text, **told, "truncated": bool(long)}
         else:
             scores, cut = model.score_with_truncation(rows)
             for row, score, long in zip(rows, scores, cut, strict=True):
@@ -275,6 +282,15 @@ def _embedding(row: Any, output: str) -> dict[str, Any]:
     if row.dtype == "uint8":
         return {"code": row.tobytes().hex()}
     return {"embedding": [round(float(x), 7) for x in row]}
+
+
+def _answer(answer: Any) -> Any:
+    """What a head of several says, for JSON."""
+    if isinstance(answer, list):
+        return [asdict(entity) for entity in answer]
+    if isinstance(answer, dict):
+        return {label: round(score, 7) for label, score in answer.items()}
+    return round(answer, 7)
 
 
 def _inputs(row: Any) -> dict[str, str]:

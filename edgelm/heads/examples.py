@@ -73,9 +73,8 @@ def make_problems(
         raise InputError("There are no examples to fit a head to.")
     fields = set(examples[0]) if isinstance(examples[0], Mapping) else set()
     whole = fields | {"text"} if {"tokens", "tags"} <= fields else fields
-    dues = [next((due for due in _TOKENS if fields.issuperset(due)), None)]
-    dues.append(next((due for due in _MAKERS if whole.issuperset(due)), None))
-    found = [due for due in dues if due is not None]
+    found = [due for due in _TOKENS if fields.issuperset(due)][:1]
+    found += [due for due in _MAKERS if whole.issuperset(due)][:1]
     if not found:
         raise InputError(
             f"The examples have the fields {', '.join(sorted(fields)) or 'none'}. Give text or text1 and text2, "
@@ -157,7 +156,9 @@ def _flags(
     """Whether something is so: one score, its probability."""
     targets = np.array([[row["label"]] for row in examples], float)
     if targets.min() == targets.max():
-        raise InputError(f"All examples have the label {bool(targets[0])}; two are needed.")
+        raise InputError(
+            f"All examples have the label {bool(targets[0])}; two are needed."
+        )
     features, rows = _features(embedder, examples, "ordered-pair")
     inputs: Any = "single" if features == "text" else "pair"
     info = ScoringInfo(("label",), "sigmoid", inputs)
@@ -232,7 +233,7 @@ def _tags(
 _Maker = Callable[
     [Embedder, Sequence[Mapping[str, Any]], "list[str] | None"], HeadProblem
 ]
-_TOKENS = (("tokens", "tags"), ("text", "entities"))
+_TOKENS: tuple[tuple[str, ...], ...] = (("tokens", "tags"), ("text", "entities"))
 _MAKERS: dict[tuple[str, ...], _Maker] = {
     ("text1", "text2", "score"): _scores,
     ("text1", "text2", "label"): _classes,

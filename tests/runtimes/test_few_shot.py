@@ -109,9 +109,9 @@ def test_a_word_is_the_mean_of_its_tokens_also_over_windows(engine: Engine) -> N
     assert [long[a:b] for a, b in words.offsets] == long.split()
     windows = engine.tokenize([long])[0]
     windows = [windows, *windows.overflowing]
-    if tokens.manifest.task == "embedding":  # its windows do not overlap
+    if engine.manifest.task == "embedding":  # its windows do not overlap
         held = dict[int, list[Any]]()
-        for window, its in zip(windows, engine.run(windows), strict=True, TOKENS):
+        for window, its in zip(windows, engine.run(windows, TOKENS), strict=True):
             for word, row in zip(window.word_ids, its, strict=True):
                 if word is not None:
                     held.setdefault(word, []).append(row)
