@@ -127,7 +127,12 @@ def fit_heads(
         )
     several = name is not None or len(problems) > 1
     if name is not None:
-        problems[name] = problems.pop(list(problems)[-1])
+        (*others, last) = problems
+        if name in others:
+            raise InputError(
+                f"The examples make a head called {name} themselves; the one of texts needs another --name."
+            )
+        problems[name] = problems.pop(last)
     if several:
         check_names(problems, had)
     reports, weights = {}, {}
