@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -75,13 +76,33 @@ class Served:
         return whole
 
 
-@dataclass(frozen=True)
 class Search:
-    """An index and the encoder of its queries."""
+    """An index and the encoder of its queries.
 
-    index: BinaryIndex
-    encoder: TextEncoder
-    served: Served
+    Attributes:
+        encoder: Of queries.
+        served: The model that it is.
+        latest: The index as it was when it was opened last.
+    """
+
+    def __init__(self, index: BinaryIndex, encoder: TextEncoder, served: Served) -> None:
+        """Take an opened index that the encoder made."""
+        self.encoder, self.served = encoder, served
+        self.latest = index
+        self._lock = threading.Lock()
+
+    def index(self) -> BinaryIndex:
+        """The index as it is now, for one request: others change it, and later requests get another object.
+
+        Raises:
+            BinaryIndexError: It was replaced by one of another encoder, or is damaged.
+        """
+        with self._lock:
+            if not self.latest.is_current():
+                fresh = BinaryIndex(self.latest.path)
+                fresh.check_encoder(self.encoder.info)
+                self.latest = fresh
+            return self.latest
 
 
 class Models:

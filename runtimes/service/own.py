@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 import edgelm
+from edgelm.errors import BinaryIndexError
 from edgelm.runtimes.analysis import Analyzer, Answer
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.index.binary_index import Hit
@@ -159,12 +161,12 @@ async def search(body: SearchBody, request: Request) -> Response:
 
 def _search(searched: Search, texts: list[str], k: int) -> list[list[Hit]]:
     queries = searched.encoder.queries(texts, truncate=True)
-    stored = searched.index.manifest.vectors is not None
-    return searched.index.search(
+    index = searched.index()
+    return index.search(
         queries.rows,
         k,
         shortlist=queries.codes,
-        vectors=queries.vectors if stored else None,
+        vectors=queries.vectors if index.manifest.vectors else None,
     )
 
 
@@ -217,11 +219,12 @@ async def status(request: Request) -> Response:
     searched = state.models.search
     index = None
     if searched is not None:
-        about = searched.index.manifest
+        with suppress(BinaryIndexError):  # requests that need it are told
+            searched.index()
         index = {
-            "path": str(searched.index.path),
-            "rows": len(searched.index),
-            "bits": about.bits,
+            "path": str(searched.latest.path),
+            "rows": len(searched.latest),
+            "bits": searched.latest.bits,
             "model": searched.served.name,
         }
     return reply(
