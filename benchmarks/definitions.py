@@ -3,10 +3,10 @@
     edgelm export minilm --target cpu --token-embeddings last -o bundle
     python benchmarks/definitions.py bundle wikitext2
 
-The folder holds WikiText-2. The first sentence of an article is a definition where it
-names the article's title, the term, before an "is", "are", "was" or "were"; of each such article so many further
-sentences are none, those that name the title or a word of it first. Heads are fitted to the articles of `train.txt` with
-`edgelm.heads.fit_heads`, penalties chosen on these, folds by article, and judged on those of `valid.txt` and `test.txt`.
+The folder holds WikiText-2. The first sentence of an article is a definition where it names the article's title,
+the term, before an "is", "are", "was" or "were"; of each such article so many further sentences are none, those that
+name the title or a word of it first. Heads are fitted to the articles of `train.txt`, penalties chosen on these,
+folds by article, and judged on those of `valid.txt` and `test.txt`.
 
 With a bundle that has a head already, for example `minilm-ner` exported with `--token-embeddings last`, only the score
 of sentences is fitted and stands beside it. The times are of the new bundle and of one bundle for each head, taking
@@ -92,7 +92,8 @@ def judge(model: edgelm.Analyzer, rows: Rows) -> None:
     click.echo(
         f"{len(rows)} sentences of other articles, {due.sum()} of them definitions: "
         f"precision {right / max(1, found.sum()):.3f}, recall {right / due.sum():.3f}, "
-        f"F1 {2 * right / (found.sum() + due.sum()):.3f} (all called definitions: {2 * due.mean() / (1 + due.mean()):.3f}), "
+        f"F1 {2 * right / (found.sum() + due.sum()):.3f} "
+        f"(all called definitions: {2 * due.mean() / (1 + due.mean()):.3f}), "
         f"area under the curve {above:.3f}"
     )
     recognizer = model.heads["entities"]
@@ -132,7 +133,8 @@ def cost(both: edgelm.Analyzer, singles: list[Any], texts: list[str]) -> None:
         other.append(time.perf_counter() - middle)
     first, second = np.array(one[20:]), np.array(other[20:])
     click.echo(
-        f"one pass {1e3 * np.median(first):.2f} ms a sentence, {len(singles)} bundles {1e3 * np.median(second):.2f} ms: "
+        f"one pass {1e3 * np.median(first):.2f} ms a sentence, {len(singles)} bundles "
+        f"{1e3 * np.median(second):.2f} ms: "
         f"ratio {np.median(second / first):.2f} (median over {len(texts)} sentences)"
     )
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +53,7 @@ def load(
     threads: int | None = None,
     workers: int | Literal["auto"] = 1,
     provider: str | None = None,
+    build: bool | Callable[[str], None] = False,
 ) -> Model:
     """Open a bundle for its task.
 
@@ -63,6 +65,9 @@ def load(
             measures it once for this machine and bundle (`edgelm.runtimes.workers`).
         provider: Execution provider of ONNX Runtime, or ``OpenVINO``; the one of the
             bundle's target if not given.
+        build: Where the bundle runs in TensorRT and no engine is kept that fits this device, build
+            one, which takes minutes (as `edgelm build` does); a function is told what is
+            being done. Without, that is an error.
 
     Returns:
         An `Embedder`, an `EntityRecognizer`, a `Scorer`, or an `Analyzer` where the bundle has several heads.
@@ -75,9 +80,13 @@ def load(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if workers == "auto":
+        if build:  # one engine for all that are tried
+            open_engine(opened, threads=threads, provider=provider, build=build)
         workers = choose_workers(opened, threads=threads, provider=provider)
     return wrap(
-        open_engine(opened, threads=threads, workers=workers, provider=provider)
+        open_engine(
+            opened, threads=threads, workers=workers, provider=provider, build=build
+        )
     )
 
 

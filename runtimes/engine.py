@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +221,7 @@ def open_engine(
     workers: int = 1,
     provider: str | None = None,
     session: Session | None = None,
+    build: bool | Callable[[str], None] = False,
 ) -> Engine:
     """Open a bundle. Arguments and errors are those of `edgelm.load`.
 
@@ -236,7 +237,7 @@ def open_engine(
     each = max(1, cores() // workers) if threads is None and workers > 1 else threads
     if session is None:
         session = _open_session(
-            bundle, chosen_provider(bundle, provider), each, workers
+            bundle, chosen_provider(bundle, provider), each, workers, build
         )
     coder = None if manifest.codes is None else _open_coder(bundle, manifest.codes)
     head, heads = open_heads(bundle)
@@ -250,13 +251,17 @@ def open_engine(
 
 
 def _open_session(
-    bundle: Bundle, provider: str, threads: int | None, workers: int
+    bundle: Bundle,
+    provider: str,
+    threads: int | None,
+    workers: int,
+    build: bool | Callable[[str], None],
 ) -> Session:
     manifest = bundle.manifest
     if provider == TENSORRT:
         from edgelm.runtimes.tensorrt.builder import open_session
 
-        return open_session(bundle, workers)
+        return open_session(bundle, workers, build=build)
     graph = bundle.file(manifest.graph.file)
     if provider == PROVIDER:
         exact = manifest.precision == "fp32"

@@ -85,7 +85,9 @@ class Search:
         latest: The index as it was when it was opened last.
     """
 
-    def __init__(self, index: BinaryIndex, encoder: TextEncoder, served: Served) -> None:
+    def __init__(
+        self, index: BinaryIndex, encoder: TextEncoder, served: Served
+    ) -> None:
         """Take an opened index that the encoder made."""
         self.encoder, self.served = encoder, served
         self.latest = index

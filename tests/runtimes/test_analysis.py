@@ -205,7 +205,7 @@ def test_arguments_of_entities_reach_them(made: Path) -> None:
     assert answer["entities"] == recognizer.extract(words, **options)[0]
     assert model.analyze([]) == []
     with pytest.raises(
-        InputError, match="has no head 'x'. Its heads: definition, entities"
+        InputError, match=r"has no head 'x'\. Its heads: definition, entities"
     ):
         model.analyze(["a"], heads=["x"])
     with pytest.raises(InputError, match="Units of words"):
@@ -302,7 +302,7 @@ def test_manifests_that_do_not_fit_are_refused(made: Path, tmp_path: Path) -> No
     seal(
         tmp_path / "b", replace(manifest, heads={**manifest.heads, "definition": bare})
     )
-    with pytest.raises(BundleError, match="definition of .* has no labels"):
+    with pytest.raises(BundleError, match=r"definition of .* has no labels"):
         edgelm.load(tmp_path / "b")
 
 

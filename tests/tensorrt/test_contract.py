@@ -142,6 +142,31 @@ def test_without_an_engine_a_bundle_says_how_to_build_it(
     assert f"Build it here with: edgelm build {bundle}" in done.stderr
 
 
+def test_a_bundle_may_build_its_engine_when_it_is_opened(
+    major: str, bundles: Bundles, tmp_path: Path
+) -> None:
+    """By the command and by the library: the same build, up to TensorRT's first call."""
+    bundle = bundles("embedding", "fp16", "jetson-orin-nano")
+    env = {**environment(major), "XDG_CACHE_HOME": str(tmp_path)}
+    code = "import sys, edgelm; edgelm.load(sys.argv[1], build=lambda what: print('told', what))"
+    for args in (
+        ["-m", "edgelm", "run", str(bundle), "text", "--build"],
+        ["-c", code, str(bundle)],
+    ):
+        done = subprocess.run(
+            [sys.executable, *args],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        said = done.stdout + done.stderr
+        assert "building the dense engine: workspace" in said
+        assert "The process that builds the engine ended" in said
+    assert "told building" in said
+
+
 def test_the_doctor_imports_it(major: str) -> None:
     shown = python(major, "-m", "edgelm", "doctor", "--json").stdout
     rows = {row["what"]: row for row in map(json.loads, shown.strip().split("\n"))}
