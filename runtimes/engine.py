@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # As edgelm.runtimes.tensorrt.session calls itself; TensorRT's own modules are loaded only
 # where an engine is opened.
 TENSORRT = "TensorRT"
+# What runs a bundle for TensorRT where it is not installed, best first; never a CPU unasked.
+_OTHERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 # The oldest ONNX Runtime that reads tables of 4 bits as export writes them: 1.22.1 refuses the attribute
 # `bits` of GatherBlockQuantized, 1.23.0 takes it (github.com/microsoft/onnxruntime/pull/25214).
 _LEAST_FOR_4_BITS = "1.23"
@@ -360,7 +362,7 @@ def check_texts(texts: object) -> None:
 
 
 def chosen_provider(bundle: Bundle, asked: str | None) -> str:
-    """What runs a bundle: what was asked for, else its target's."""
+    """What runs a bundle: what was asked for, else its target's; ONNX Runtime on its GPU for want of TensorRT."""
     if asked is not None:
         return asked
     target = load_target(bundle.manifest.target)
@@ -372,6 +374,11 @@ def chosen_provider(bundle: Bundle, asked: str | None) -> str:
     if target.runtime == "tensorrt":
         if importlib.util.find_spec("tensorrt") is not None:
             return TENSORRT
+        if importlib.util.find_spec("onnxruntime") is not None:
+            there = require("onnxruntime", "ort").get_available_providers()
+            for other in _OTHERS:
+                if other in there:
+                    return other
         what = f"The bundle {bundle.name} is for {target.title}: its engine is built on the device."
         if bundle.manifest.precision != "bf16":
             what += " To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."
