@@ -14,16 +14,9 @@ from edgelm.bundle import POOLED
 from edgelm.errors import InputError
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import Engine, Row
-from edgelm.runtimes.ner import (
-    Entity,
-    EntityRecognizer,
-    Strategy,
-    Units,
-    flat,
-    read_windows,
-    texts_of,
-)
+from edgelm.runtimes.ner import Entity, EntityRecognizer, Strategy, Units
 from edgelm.runtimes.scoring import Scorer
+from edgelm.runtimes.windows import flat, read_windows, texts_of
 
 # A score, the scores of several labels, or entities.
 Answer = float | dict[str, float] | list[Entity]

@@ -24,15 +24,8 @@ from edgelm.runtimes.codes import Coder, Floats
 from edgelm.runtimes.engine import Engine, check_texts
 from edgelm.runtimes.index import BinaryIndex, EncoderInfo
 from edgelm.runtimes.labels import best_path, softmax, spans, transitions
-from edgelm.runtimes.ner import (
-    Entity,
-    Text,
-    Tokens,
-    average,
-    entity,
-    read_tokens,
-    without_space,
-)
+from edgelm.runtimes.ner import Entity, average, entity
+from edgelm.runtimes.windows import Text, Tokens, read_tokens, without_space
 
 WORDS = "words"
 FORMAT, FORMAT_VERSION = "edgelm-words", "1"

@@ -15,7 +15,7 @@ from edgelm.heads.fitting import Loss
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.heads import pair_features
 from edgelm.runtimes.labels import split_label, word_labels
-from edgelm.runtimes.ner import Text, read_tokens, without_space
+from edgelm.runtimes.windows import Text, read_tokens, without_space
 
 Features = Literal["text", "pair", "ordered-pair", "token"]
 
