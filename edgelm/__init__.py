@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgelm.errors import EdgelmError
 from edgelm.runtimes import (
+    Analyzer,
     Embedder,
     Entity,
     EntityRecognizer,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analyzer",
     "BinaryIndex",
     "EdgelmError",
     "Embedder",

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from edgelm.signing import Trusted
 
 FORMAT = "edgelm-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
 CODES, HEAD = "codes.safetensors", "head.safetensors"
 BUILD = "build.json"
 SBOM, SIGNATURE = "sbom.cdx.json", "signature.json"
 VECTOR_RANGES = "ranges.safetensors"
-# The output of a graph that gives the vectors of tokens too.
-TOKENS = "token_embeddings"
+# The outputs of a graph that are the vectors of texts, and of their tokens.
+POOLED, TOKENS = "sentence_embedding", "token_embeddings"
 
 MANIFEST_LIMIT = 4 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -155,6 +155,16 @@ class HeadInfo:
 
 
 @dataclass(frozen=True)
+class NamedHead:
+    """One of several heads on one encoder; ``head`` is None where the graph gives its logits."""
+
+    task: Literal["ner", "scoring"]
+    head: HeadInfo | None = None
+    ner: NerInfo | None = None
+    scoring: ScoringInfo | None = None
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """Where the weights come from.
 
@@ -196,7 +206,7 @@ class FileInfo:
     sha256: str
 
 
-Task = Literal["embedding", "ner", "scoring"]
+Task = Literal["embedding", "ner", "scoring", "multi"]
 
 
 @dataclass(frozen=True)
@@ -217,6 +227,7 @@ class Manifest:
     ner: NerInfo | None = None
     scoring: ScoringInfo | None = None
     head: HeadInfo | None = None
+    heads: Mapping[str, NamedHead] = field(default_factory=dict)
     files: Mapping[str, FileInfo] = field(default_factory=dict)
 
 
@@ -315,7 +326,7 @@ def seal(folder: Path, manifest: Manifest) -> Bundle:
     data = {
         "format": FORMAT,
         # A reader of version 1 would take a bundle's vectors for its head's logits.
-        "format_version": 1 if manifest.head is None else 2,
+        "format_version": 3 if manifest.heads else 1 if manifest.head is None else 2,
         **schema.plain(manifest),
     }
     data["digest"] = hashlib.sha256(_canonical(data)).hexdigest()

@@ -22,7 +22,7 @@ from edgelm.golden import load_golden
 from edgelm.models import load_model
 from edgelm.pipeline import compress_model
 from edgelm.recipe import Recipe
-from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
+from edgelm.runtimes import Embedder, EntityRecognizer, Model, Scorer
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import verify
 
@@ -96,7 +96,7 @@ def run(folder: Path, say: Say) -> list[Row]:
     return rows
 
 
-def _show(model: Embedder | EntityRecognizer | Scorer, say: Say) -> None:
+def _show(model: Model, say: Say) -> None:
     if isinstance(model, EntityRecognizer):
         for text, entities in zip(_SENTENCES, model.extract(_SENTENCES), strict=True):
             say(f"  {text}")
@@ -107,7 +107,7 @@ def _show(model: Embedder | EntityRecognizer | Scorer, say: Say) -> None:
     elif isinstance(model, Scorer):
         for (first, second), score in zip(_PAIRS, model.score(_PAIRS), strict=True):
             say(f"  {score:.2f}  {first} | {second}")
-    else:
+    elif isinstance(model, Embedder):
         documents = [row for row in samples.search() if row["type"] == "document"]
         vectors = model.encode([row["text"] for row in documents])
         scores = vectors @ model.encode([_QUESTION])[0]

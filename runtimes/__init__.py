@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm.bundle import Bundle, open_bundle
+from edgelm.runtimes.analysis import Analyzer
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import Engine, open_engine
 from edgelm.runtimes.ner import Entity, EntityRecognizer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgelm.runtimes.index import BinaryIndex
 
 __all__ = [
+    "Analyzer",
     "BinaryIndex",
     "Embedder",
     "Entity",
@@ -35,10 +37,13 @@ __all__ = [
     "rank",
 ]
 
-TASKS: dict[str, type[Embedder] | type[EntityRecognizer] | type[Scorer]] = {
+Model = Embedder | EntityRecognizer | Scorer | Analyzer
+
+TASKS: dict[str, type[Model]] = {
     "embedding": Embedder,
     "ner": EntityRecognizer,
     "scoring": Scorer,
+    "multi": Analyzer,
 }
 
 
@@ -49,7 +54,8 @@ def load(
     workers: int | Literal["auto"] = 1,
     provider: str | None = None,
     trusted_keys: Sequence[str | Path | bytes] | None = None,
-) -> Embedder | EntityRecognizer | Scorer:
+    build: bool | Callable[[str], None] = False,
+) -> Model:
     """Open a bundle for its task.
 
     Args:
@@ -62,9 +68,12 @@ def load(
             bundle's target if not given.
         trusted_keys: Ed25519 public keys (files, or PEM as bytes), one of which must have
             signed the bundle; extra ``sign``. If not given, nothing is asked of it.
+        build: Where the bundle runs in TensorRT and no engine is kept that fits this device, build
+            one, which takes minutes (as `edgelm build` does); a function is told what is
+            being done. Without, that is an error.
 
     Returns:
-        An `Embedder`, an `EntityRecognizer` or a `Scorer`.
+        An `Embedder`, an `EntityRecognizer`, a `Scorer`, or an `Analyzer` where the bundle has several heads.
 
     Raises:
         InputError: ``threads`` or ``workers`` is less than 1.
@@ -80,13 +89,17 @@ def load(
     else:
         opened = open_bundle(bundle.archive or bundle.path, trusted_keys=trusted_keys)
     if workers == "auto":
+        if build:  # one engine for all that are tried
+            open_engine(opened, threads=threads, provider=provider, build=build)
         workers = choose_workers(opened, threads=threads, provider=provider)
     return wrap(
-        open_engine(opened, threads=threads, workers=workers, provider=provider)
+        open_engine(
+            opened, threads=threads, workers=workers, provider=provider, build=build
+        )
     )
 
 
-def wrap(engine: Engine) -> Embedder | EntityRecognizer | Scorer:
+def wrap(engine: Engine) -> Model:
     """Give an opened engine the face of its task."""
     return TASKS[engine.manifest.task](engine)
 

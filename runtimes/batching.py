@@ -10,23 +10,15 @@ import threading
 import time
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple
 
 from edgelm.errors import ClosedError, DeadlineError, InputError, OverloadError
 from edgelm.runtimes.calls import Call
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
-
-Row = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class _Ticket:
     """The inputs that one caller sent at once."""
 
     def __init__(self, count: int, call: Call) -> None:
-        self.rows: list[Row | None] = [None] * count
+        self.rows: list[Any] = [None] * count
         self.left = count
         self.queued = 0
         self.call = call
@@ -64,7 +56,7 @@ class _Item(NamedTuple):
 
     length: int
     number: int
-    encoding: Any
+    what: Any
     ticket: _Ticket
     position: int
     since: float
@@ -81,7 +73,7 @@ class Batcher:
 
     def __init__(
         self,
-        run_batch: Callable[[list[Encoding]], list[Row]],
+        run_batch: Callable[[list[Any]], list[Any]],
         *,
         max_tokens: int,
         max_queue: int,
@@ -124,11 +116,11 @@ class Batcher:
         """Inputs that wait."""
         return len(self._queue)
 
-    def run(self, encodings: Sequence[Encoding], call: Call | None = None) -> list[Row]:
+    def run(self, inputs: Sequence[Sized], call: Call | None = None) -> list[Any]:
         """Send inputs and wait for their rows.
 
         Args:
-            encodings: Any number of inputs.
+            inputs: Any number of inputs; the length of each is its tokens.
             call: What the caller wants; `Call()` if not given. With ``wait``, more inputs than the
                 queue holds are sent as room appears.
 
@@ -141,13 +133,13 @@ class Batcher:
             concurrent.futures.CancelledError: The call was cancelled.
             ClosedError: No more inputs are taken.
         """
-        if not encodings:
+        if not inputs:
             return []
         call = call or Call()
-        ticket = _Ticket(len(encodings), call)
+        ticket = _Ticket(len(inputs), call)
         call.expect(ticket.done)
         try:
-            self._send(ticket, encodings)
+            self._send(ticket, inputs)
             return ticket.done.result(call.remaining_s())
         except FutureTimeout as error:
             call.remaining_s()  # says it in a sentence
@@ -164,30 +156,28 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def _send(self, ticket: _Ticket, encodings: Sequence[Encoding]) -> None:
+    def _send(self, ticket: _Ticket, inputs: Sequence[Sized]) -> None:
         call, sent = ticket.call, 0
-        call.tokens += sum(len(encoding) for encoding in encodings)
+        call.tokens += sum(len(one) for one in inputs)
         if call.wait:
             ticket.done.add_done_callback(self._wake)
         with self._lock:
-            while sent < len(encodings) and not ticket.done.done():
+            while sent < len(inputs) and not ticket.done.done():
                 if self._closed:
                     raise ClosedError("This model was closed; it takes no more inputs.")
                 room = self.max_queue - len(self._queue)
-                if not call.wait and room < len(encodings):
+                if not call.wait and room < len(inputs):
                     raise OverloadError(
                         f"{len(self._queue)} inputs wait already, of at most {self.max_queue}: "
-                        f"there is no room for {len(encodings)} more. Try again later."
+                        f"there is no room for {len(inputs)} more. Try again later."
                     )
                 if room == 0:
                     self._room.wait(call.remaining_s())
                     continue
                 now = time.monotonic()
-                for encoding in encodings[sent : sent + room]:
+                for one in inputs[sent : sent + room]:
                     self._number += 1
-                    item = _Item(
-                        len(encoding), self._number, encoding, ticket, sent, now
-                    )
+                    item = _Item(len(one), self._number, one, ticket, sent, now)
                     insort(self._queue, item)
                     self._lengths[item.number] = item.length
                     sent += 1
@@ -252,7 +242,7 @@ class Batcher:
     def _answer(self, batch: list[_Item]) -> None:
         began = time.monotonic()
         try:
-            rows = self._run_batch([item.encoding for item in batch])
+            rows = self._run_batch([item.what for item in batch])
         except Exception as error:
             if len(batch) > 1:  # one caller's input must not be another's error
                 for item in batch:

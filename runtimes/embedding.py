@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgelm.bundle import TOKENS, EmbeddingInfo
+from edgelm.bundle import POOLED, TOKENS, EmbeddingInfo
 from edgelm.errors import InputError
 from edgelm.runtimes.codes import Coder
-from edgelm.runtimes.engine import Engine, check_texts, view
+from edgelm.runtimes.engine import Engine, check_texts
 from edgelm.runtimes.quantization import Ranges, given_ranges, shorten, signs, unit
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Embedder:
         if not encodings:
             return convert(np.zeros((0, self.dimension), np.float32)), truncated
         if long_texts == "truncate" or not truncated.any():
-            return convert(np.stack(self.engine.run(encodings))), truncated
+            return convert(np.stack(self.engine.run(encodings, POOLED))), truncated
         return convert(self._pool_windows(encodings)), np.zeros_like(truncated)
 
     def encode_tokens(
@@ -208,10 +208,11 @@ class Embedder:
             InputError: As for `encode`.
             BundleError: The bundle's graph does not give the vectors of tokens.
         """
-        engine = view(self.engine, TOKENS)
+        self.engine.check_outputs((TOKENS,))
         prefix, encodings = self._tokenize(texts, prompt)
+        vectors = self.engine.run(encodings, TOKENS)
         found = []
-        for rows, encoding in zip(engine.run(encodings), encodings, strict=True):
+        for rows, encoding in zip(vectors, encodings, strict=True):
             offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
             offsets = np.maximum(offsets - len(prefix), 0)
             found.append(TokenVectors(rows, offsets, bool(encoding.overflowing)))
@@ -250,7 +251,8 @@ class Embedder:
 
     def _pool_windows(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
         groups = [[first, *first.overflowing] for first in encodings]
-        rows = iter(self.engine.run([window for group in groups for window in group]))
+        windows = [window for group in groups for window in group]
+        rows = iter(self.engine.run(windows, POOLED))
         means = np.stack(
             [
                 np.average(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import Bundle, CodesInfo, HeadInfo, Manifest
+from edgelm.bundle import POOLED, TOKENS, Bundle, CodesInfo, Manifest
 from edgelm.errors import BundleError, InputError, SessionError, require
 from edgelm.runtimes.codes import Coder, load_coder
-from edgelm.runtimes.heads import PARTS, Head, load_head
+from edgelm.runtimes.heads import Head, open_heads
 from edgelm.runtimes.openvino import PROVIDER, OpenVinoSession
 from edgelm.runtimes.quantization import Ranges
 from edgelm.runtimes.session import OnnxSession, Session
@@ -28,10 +27,12 @@ if TYPE_CHECKING:
 # As edgelm.runtimes.tensorrt.session calls itself; TensorRT's own modules are loaded only
 # where an engine is opened.
 TENSORRT = "TensorRT"
+# What runs a bundle for TensorRT where it is not installed, best first; never a CPU unasked.
+_OTHERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 # The oldest ONNX Runtime that reads tables of 4 bits as export writes them: 1.22.1 refuses the attribute
 # `bits` of GatherBlockQuantized, 1.23.0 takes it (github.com/microsoft/onnxruntime/pull/25214).
 _LEAST_FOR_4_BITS = "1.23"
-_NO_ROW = np.zeros(0, np.float32)
+Row = NDArray[np.float32]
 
 
 class Engine:
@@ -45,6 +46,7 @@ class Engine:
             the truncated text, the others are its ``overflowing``.
         coder: What makes binary codes of its embeddings, where there is one.
         head: What is applied to the graph's output, where the graph has none for its task.
+        heads: The same of the named heads of a bundle that has several, but for those in the graph.
         ranges: Of the values of its embeddings, where they were measured.
     """
 
@@ -58,6 +60,7 @@ class Engine:
         coder: Coder | None = None,
         head: Head | None = None,
         ranges: Ranges | None = None,
+        heads: Mapping[str, Head] | None = None,
     ) -> None:
         """Put a tokenizer and a session together; `open_engine` does it for a bundle.
 
@@ -70,9 +73,11 @@ class Engine:
             coder: What makes binary codes of its embeddings.
             head: What is applied to the graph's output.
             ranges: Of the values of its embeddings.
+            heads: The named heads outside of the graph.
         """
         self.coder = coder
         self.head = head
+        self.heads = dict(heads or {})
         self.ranges = ranges
         self.workers = workers
         self.name = name
@@ -81,11 +86,14 @@ class Engine:
         self.tokenizer = tokenizer
         longest = manifest.tokenizer.max_length
         # Only token labels need what lies behind the first window.
-        stride = longest // 4 if manifest.task == "ner" else 0
+        tasks = {manifest.task, *(head.task for head in manifest.heads.values())}
+        stride = longest // 4 if "ner" in tasks else 0
         tokenizer.no_padding()
         tokenizer.enable_truncation(longest, stride=stride)
         self._inputs = [tensor.name for tensor in manifest.graph.inputs]
-        self._output = manifest.graph.outputs[0]
+        outputs = manifest.graph.outputs
+        self._per_token = {t.name: "sequence" in t.shape for t in outputs}
+        self._first = outputs[0].name
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
@@ -109,21 +117,43 @@ class Engine:
         check_texts(pairs)
         return self.tokenizer.encode_batch(list(zip(texts, pairs, strict=True)))
 
-    def run(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+    @property
+    def source(self) -> str:
+        """The output that the task's labels come from: the graph's own logits, or what the head reads."""
+        if self.head is None:
+            return self._first
+        return TOKENS if self.head.features == "token" else POOLED
+
+    def run(
+        self, encodings: Sequence[Encoding], output: str | None = None
+    ) -> list[Row]:
         """Run the graph on any number of inputs.
 
         Args:
             encodings: Inputs of at most ``max_length`` tokens; batches are made of
                 inputs of like length.
+            output: Which of the graph's outputs; the first if not given.
 
         Returns:
-            For each input, in order, its row of the graph's output. A row with a
+            For each input, in order, its row of the output. A row with a
             sequence axis is cut to the input's own length.
+
+        Raises:
+            BundleError: The graph has no such output.
         """
-        rows: list[NDArray[np.float32]] = [_NO_ROW] * len(encodings)
+        return [row for (row,) in self.run_outputs(encodings, (output or self._first,))]
+
+    def run_outputs(
+        self, encodings: Sequence[Encoding], outputs: tuple[str, ...]
+    ) -> list[tuple[Row, ...]]:
+        """As `run`, for several outputs of one pass: for each input its row of each of them."""
+        self.check_outputs(outputs)
+        rows: list[tuple[Row, ...]] = [()] * len(encodings)
 
         def run(batch: list[int]) -> None:
-            found = self.run_batch([encodings[i] for i in batch])
+            found = self.run_batch(
+                [encodings[i] for i in batch], [outputs] * len(batch)
+            )
             for row, i in zip(found, batch, strict=True):
                 rows[i] = row
 
@@ -137,12 +167,34 @@ class Engine:
                 list(pool.map(run, todo))  # raises what a worker raised
         return rows
 
-    def run_batch(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
-        """Run the graph once, on one padded batch; arguments and rows as for `run`."""
-        output = self.session.run(self._collate(encodings))[self._output.name]
-        if "sequence" not in self._output.shape:
-            return list(output)
-        return [row[: len(e)] for row, e in zip(output, encodings, strict=True)]
+    def run_batch(
+        self, encodings: Sequence[Encoding], outputs: Sequence[tuple[str, ...]]
+    ) -> list[tuple[Row, ...]]:
+        """Run the graph once, on one padded batch; each input may want other outputs."""
+        found = self.session.run(self._collate(encodings))
+        return [
+            tuple(self._row(found, name, i, len(encoding)) for name in names)
+            for i, (encoding, names) in enumerate(zip(encodings, outputs, strict=True))
+        ]
+
+    def check_outputs(self, outputs: Sequence[str]) -> None:
+        """Raise `BundleError` unless there are all of these outputs."""
+        for name in outputs:
+            pooled = name == POOLED and TOKENS in self._per_token
+            if name not in self._per_token and not pooled:
+                raise BundleError(
+                    f"The graph of {self.name} has no output {name}; it has {', '.join(self._per_token)}. "
+                    "Export the bundle again with this output."
+                )
+
+    def _row(
+        self, found: Mapping[str, NDArray[Any]], name: str, i: int, length: int
+    ) -> Row:
+        if name not in self._per_token:  # only the vectors of tokens: their mean
+            mean: Row = found[TOKENS][i][:length].mean(axis=0)
+            return mean
+        row: Row = found[name][i]
+        return row[:length] if self._per_token[name] else row
 
     def _collate(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
         info = self.manifest.tokenizer
@@ -171,6 +223,7 @@ def open_engine(
     workers: int = 1,
     provider: str | None = None,
     session: Session | None = None,
+    build: bool | Callable[[str], None] = False,
 ) -> Engine:
     """Open a bundle. Arguments and errors are those of `edgelm.load`.
 
@@ -186,27 +239,31 @@ def open_engine(
     each = max(1, cores() // workers) if threads is None and workers > 1 else threads
     if session is None:
         session = _open_session(
-            bundle, chosen_provider(bundle, provider), each, workers
+            bundle, chosen_provider(bundle, provider), each, workers, build
         )
     coder = None if manifest.codes is None else _open_coder(bundle, manifest.codes)
-    head = None if manifest.head is None else _open_head(bundle, manifest.head)
+    head, heads = open_heads(bundle)
     ranges = None
     if manifest.embedding is not None and manifest.embedding.ranges is not None:
         info = manifest.embedding
         ranges = Ranges.load(bundle.file(str(info.ranges)), info.dimension)
     return Engine(
-        bundle.name, manifest, tokenizer, session, workers, coder, head, ranges
+        bundle.name, manifest, tokenizer, session, workers, coder, head, ranges, heads
     )
 
 
 def _open_session(
-    bundle: Bundle, provider: str, threads: int | None, workers: int
+    bundle: Bundle,
+    provider: str,
+    threads: int | None,
+    workers: int,
+    build: bool | Callable[[str], None],
 ) -> Session:
     manifest = bundle.manifest
     if provider == TENSORRT:
         from edgelm.runtimes.tensorrt.builder import open_session
 
-        return open_session(bundle, workers)
+        return open_session(bundle, workers, build=build)
     graph = bundle.file(manifest.graph.file)
     if provider == PROVIDER:
         exact = manifest.precision == "fp32"
@@ -233,42 +290,6 @@ def check_onnxruntime(manifest: Manifest, version: str) -> None:
             f"The embedding table of this bundle has 4 bits, which ONNX Runtime reads from {_LEAST_FOR_4_BITS} on; "
             f"this is {version}. Update it, or export the bundle with --embedding-bits 8."
         )
-
-
-def view(engine: Engine, output: str) -> Engine:
-    """The same session, giving another output of the graph; of a shared one, without its queue.
-
-    Raises:
-        BundleError: The graph has no such output.
-    """
-    graph = engine.manifest.graph
-    tensors = [tensor for tensor in graph.outputs if tensor.name == output]
-    if not tensors:
-        raise BundleError(
-            f"The graph of {engine.name} has no output {output}; it has {', '.join(t.name for t in graph.outputs)}. "
-            "Export the bundle again with this output."
-        )
-    # No new engine: that would set the tokenizer, which others may be using.
-    other = Engine.__new__(Engine)
-    other.__dict__ |= engine.__dict__
-    other.manifest = replace(
-        engine.manifest, graph=replace(graph, outputs=tuple(tensors))
-    )
-    other._output = tensors[0]
-    return other
-
-
-def _open_head(bundle: Bundle, info: HeadInfo) -> Head:
-    manifest = bundle.manifest
-    labels = manifest.ner or manifest.scoring
-    dimension = manifest.embedding.dimension if manifest.embedding else 0
-    head = load_head(bundle.file(info.file), info.features)
-    due = (dimension * PARTS[info.features], len(labels.labels) if labels else 0)
-    if head.weight.shape != due:
-        raise BundleError(
-            f"The head of {bundle.name} is not the one that its manifest describes. Fit it again."
-        )
-    return head
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -341,7 +362,7 @@ def check_texts(texts: object) -> None:
 
 
 def chosen_provider(bundle: Bundle, asked: str | None) -> str:
-    """What runs a bundle: what was asked for, else its target's."""
+    """What runs a bundle: what was asked for, else its target's; ONNX Runtime on its GPU for want of TensorRT."""
     if asked is not None:
         return asked
     target = load_target(bundle.manifest.target)
@@ -353,6 +374,11 @@ def chosen_provider(bundle: Bundle, asked: str | None) -> str:
     if target.runtime == "tensorrt":
         if importlib.util.find_spec("tensorrt") is not None:
             return TENSORRT
+        if importlib.util.find_spec("onnxruntime") is not None:
+            there = require("onnxruntime", "ort").get_available_providers()
+            for other in _OTHERS:
+                if other in there:
+                    return other
         what = f"The bundle {bundle.name} is for {target.title}: its engine is built on the device."
         if bundle.manifest.precision != "bf16":
             what += " To run its ONNX graph on this CPU, add --provider CPUExecutionProvider."

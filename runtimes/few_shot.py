@@ -21,18 +21,11 @@ from edgelm import schema
 from edgelm.bundle import TOKENS, Manifest
 from edgelm.errors import BinaryIndexError
 from edgelm.runtimes.codes import Coder, Floats
-from edgelm.runtimes.engine import Engine, check_texts, view
+from edgelm.runtimes.engine import Engine, check_texts
 from edgelm.runtimes.index import BinaryIndex, EncoderInfo
 from edgelm.runtimes.labels import best_path, softmax, spans, transitions
-from edgelm.runtimes.ner import (
-    Entity,
-    Text,
-    Tokens,
-    average,
-    entity,
-    read_tokens,
-    without_space,
-)
+from edgelm.runtimes.ner import Entity, average, entity
+from edgelm.runtimes.windows import Text, Tokens, read_tokens, without_space
 
 WORDS = "words"
 FORMAT, FORMAT_VERSION = "edgelm-words", "1"
@@ -120,7 +113,8 @@ class FewShotRecognizer:
             BinaryIndexError: It is no such index, damaged, too new, or of another bundle.
             BundleError: The bundle's graph gives no vectors of tokens.
         """
-        self.engine = view(engine, TOKENS)
+        engine.check_outputs((TOKENS,))
+        self.engine = engine
         self.index = BinaryIndex(path)
         self.index.check_encoder(encoder_info(engine.manifest))
         self.index.verify()  # some megabytes at most
@@ -255,7 +249,7 @@ def word_vectors(engine: Engine, texts: Sequence[str]) -> list[WordVectors]:
     """Words of texts, as the tokenizer parts them, and their vectors.
 
     Args:
-        engine: A `view` that gives vectors of tokens.
+        engine: Of a bundle whose graph gives vectors of tokens.
         texts: The texts.
 
     Raises:
@@ -265,9 +259,7 @@ def word_vectors(engine: Engine, texts: Sequence[str]) -> list[WordVectors]:
     given = [Text(text) for text in texts]
     return [
         _words(text.text, tokens)
-        for text, tokens in zip(
-            given, read_tokens(engine, given, engine.run), strict=True
-        )
+        for text, tokens in zip(given, read_tokens(engine, given, TOKENS), strict=True)
     ]
 
 

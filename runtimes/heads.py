@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from edgelm.bundle import Bundle, HeadInfo, NerInfo, ScoringInfo
 from edgelm.errors import BundleError
 
 FORMAT, FORMAT_VERSION = "edgelm-head", "1"
@@ -65,6 +66,44 @@ def pair_features(first: Floats, second: Floats, features: str) -> Floats:
         [*own, np.abs(first - second), first * second], axis=1
     )
     return both
+
+
+def open_heads(bundle: Bundle) -> tuple[Head | None, dict[str, Head]]:
+    """The weights of a bundle's head, if it has one, and those of its named heads.
+
+    Raises:
+        BundleError: One cannot be read, or is not what the manifest says.
+    """
+    manifest = bundle.manifest
+    dimension = manifest.embedding.dimension if manifest.embedding else 0
+    head = None
+    if manifest.head is not None:
+        info = manifest.ner or manifest.scoring
+        head = _open(bundle, manifest.head, info, dimension)
+    if (manifest.task == "multi") != bool(manifest.heads):
+        raise BundleError(
+            f"The manifest of {bundle.name} does not say which heads it has."
+        )
+    named = {}
+    for name, one in manifest.heads.items():
+        labels = one.ner if one.task == "ner" else one.scoring
+        if labels is None:
+            raise BundleError(f"The head {name} of {bundle.name} has no labels.")
+        if one.head is not None:
+            named[name] = _open(bundle, one.head, labels, dimension)
+    return head, named
+
+
+def _open(
+    bundle: Bundle, info: HeadInfo, labels: NerInfo | ScoringInfo | None, dimension: int
+) -> Head:
+    head = load_head(bundle.file(info.file), info.features)
+    due = (dimension * PARTS[info.features], len(labels.labels) if labels else 0)
+    if head.weight.shape != due:
+        raise BundleError(
+            f"The head of {bundle.name} is not the one that its manifest describes. Fit it again."
+        )
+    return head
 
 
 def save_head(head: Head, path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgelm.errors import InputError
 
 # What may begin, what may follow what, what may end.
 Scheme = tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]
@@ -118,3 +121,41 @@ def split_label(label: str) -> tuple[str, str]:
     if dash and part in ("B", "I", "E", "S", "L", "U"):
         return {"L": "E", "U": "S"}.get(part, part), name
     return "I", label
+
+
+def word_labels(
+    row: Mapping[str, Any], offsets: NDArray[np.int64], where: str
+) -> list[str]:
+    """A label (``O``, ``B-x``, ``I-x``) for each word: of the entity that it lies in or overlaps.
+
+    Args:
+        row: ``text`` and its ``entities``, each ``start``, ``end`` and ``label``.
+        offsets: Start and end of each word, ``[words, 2]``.
+        where: How to name the row in an error.
+
+    Raises:
+        InputError: An entity covers no word, overlaps another, or lacks something.
+    """
+    found = ["O"] * len(offsets)
+    for entity in row["entities"]:
+        try:
+            start, end = int(entity["start"]), int(entity["end"])
+            label = str(entity["label"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{where}: an entity needs start, end and label. Got {entity!r}."
+            ) from error
+        covered = [
+            k for k, (a, b) in enumerate(offsets) if a < end and b > start and a < b
+        ]
+        if not 0 <= start < end <= len(row["text"]) or not covered:
+            raise InputError(
+                f"{where}: the entity {start} to {end} covers no word of its text."
+            )
+        if not label or any(found[k] != "O" for k in covered):
+            raise InputError(
+                f"{where}: the entity {start} to {end} overlaps another or has no label."
+            )
+        for k in covered:
+            found[k] = f"{'B' if k == covered[0] else 'I'}-{label}"
+    return found

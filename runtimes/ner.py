@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -12,8 +12,17 @@ from numpy.typing import NDArray
 
 from edgelm.bundle import NerInfo
 from edgelm.errors import InputError
-from edgelm.runtimes.engine import Engine, check_texts, view
+from edgelm.runtimes.engine import Engine
 from edgelm.runtimes.labels import best_path, softmax, spans, split_label, transitions
+from edgelm.runtimes.windows import (
+    Text,
+    Tokens,
+    flat,
+    join_windows,
+    read_windows,
+    texts_of,
+    without_space,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -43,27 +52,13 @@ class Entity:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """A text's tokens without the special ones, its windows joined.
+class Labelling:
+    """How entities are made of tokens: what `EntityRecognizer.extract` was asked for, least scores by type."""
 
-    Attributes:
-        offsets: ``[tokens, 2]``: start and end in code points.
-        words: Word of each token, ``[tokens]``, never falling.
-        rows: What the model gives of each token, ``[tokens, width]``.
-    """
-
-    offsets: NDArray[np.int64]
-    words: NDArray[np.int64]
-    rows: Rows
-
-    def word_starts(self) -> NDArray[np.int64]:
-        """The first token of each word."""
-        return np.flatnonzero(np.diff(self.words, prepend=-1))
-
-    def places(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Start and end, ``[parts, 2]``, of parts of the text that begin at these tokens."""
-        ends = np.maximum.reduceat(self.offsets[:, 1], starts)
-        return np.stack([self.offsets[starts, 0], ends], axis=1)
+    strategy: str
+    constrained: bool
+    minimum: Mapping[str, float]
+    units: str
 
 
 class EntityRecognizer:
@@ -126,33 +121,55 @@ class EntityRecognizer:
             InputError: Something among the texts is neither a string nor a list of
                 strings, a setting is not known, or a threshold is of no type.
         """
-        minimum = self._minimum(thresholds)
+        given = texts_of(texts)
+        labelling = self.labelling(given, strategy, constrained, thresholds, units)
+        groups = read_windows(self.engine, given)
+        rows = self.engine.run(flat(groups), self.engine.source)
+        return self.label(given, groups, rows, labelling)
+
+    def labelling(
+        self,
+        texts: Sequence[Text],
+        strategy: Strategy,
+        constrained: bool,
+        thresholds: float | Mapping[str, float],
+        units: Units,
+    ) -> Labelling:
+        """The arguments of `extract`, checked. Errors are those of `extract`."""
         _check_choice("strategy", strategy, get_args(Strategy))
         _check_choice("units", units, get_args(Units))
-        given = [Text.of(item, i) for i, item in enumerate(_listed(texts))]
-        if units == "words" and any(text.words is None for text in given):
+        if units == "words" and any(text.words is None for text in texts):
             raise InputError(
                 'Units of words need texts that are lists of words, for example ["Ada", "wrote"].'
             )
-        found = []
-        tokens_of_all = read_tokens(self.engine, given, self._logits)
-        for text, tokens in zip(given, tokens_of_all, strict=True):
+        return Labelling(strategy, constrained, self._minimum(thresholds), units)
+
+    def label(
+        self,
+        texts: Sequence[Text],
+        groups: Sequence[Sequence[Encoding]],
+        rows: Sequence[NDArray[np.float32]],
+        labelling: Labelling,
+    ) -> list[list[Entity]]:
+        """Find the entities of texts whose windows have been run.
+
+        Args:
+            texts: The texts.
+            groups: The windows of each.
+            rows: Of every window in turn its row of the engine's `source`.
+            labelling: How.
+        """
+        head, found = self.engine.head, []
+        logits = rows if head is None else [head.logits(row) for row in rows]
+        tokens_of_all = join_windows(self.engine, texts, groups, logits)
+        for text, tokens in zip(texts, tokens_of_all, strict=True):
             entities = [
                 entity
-                for kind, entity in self._entities(
-                    text.text, tokens, strategy, constrained
-                )
-                if entity.score >= minimum[kind]
+                for kind, entity in self._entities(text.text, tokens, labelling)
+                if entity.score >= labelling.minimum[kind]
             ]
-            found.append(text.count(entities, units))
+            found.append(_count(text, entities, labelling.units))
         return found
-
-    def _logits(self, windows: Sequence[Encoding]) -> list[NDArray[np.float32]]:
-        head = self.engine.head
-        if head is None:
-            return self.engine.run(windows)
-        vectors = view(self.engine, "token_embeddings").run(windows)
-        return [head.logits(rows) for rows in vectors]
 
     def _minimum(self, thresholds: float | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(thresholds, Mapping):
@@ -165,18 +182,19 @@ class EntityRecognizer:
         return {name: float(thresholds.get(name, 0.0)) for name in self.types}
 
     def _entities(
-        self, text: str, tokens: Tokens, strategy: str, constrained: bool
+        self, text: str, tokens: Tokens, labelling: Labelling
     ) -> list[tuple[str, Entity]]:
         """Entities, each with its type."""
         if not len(tokens.rows):
             return []
+        strategy = labelling.strategy
         starts = np.arange(len(tokens.rows))
         if strategy in _POOL:
             starts = tokens.word_starts()
         shares = softmax(tokens.rows.astype(np.float64))
         rows = _POOL.get(strategy, _first)(shares, starts)
         path = rows.argmax(axis=1)
-        if constrained:
+        if labelling.constrained:
             path = np.array(best_path(rows, self._scheme))
         scores = rows[np.arange(len(rows)), path]
         named = [self.labels[k] for k in path]
@@ -194,129 +212,6 @@ class EntityRecognizer:
         ]
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text as it was given, and its words where they were given.
-
-    Attributes:
-        text: The text.
-        words: Start and end of each word, in code points; None for a plain text.
-    """
-
-    text: str
-    words: list[tuple[int, int]] | None = None
-
-    @classmethod
-    def of(cls, item: object, i: int) -> Text:
-        """From what the caller gave."""
-        if isinstance(item, str):
-            return cls(item)
-        if not isinstance(item, Sequence) or not all(isinstance(w, str) for w in item):
-            raise InputError(
-                f"Text {i} must be a string or a list of words. Got {type(item).__name__} instead."
-            )
-        words, start = [], 0
-        for word in item:
-            words.append((start, start + len(word)))
-            start += len(word) + 1
-        return cls(" ".join(item), words)
-
-    def word_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which given word a token stands in; without any, words are between white space."""
-        if self.words is not None:
-            starts = [start for start, _ in self.words]
-        else:
-            spaces = [-1, *(i for i, c in enumerate(self.text) if c.isspace())]
-            starts = [i + 1 for i in spaces]
-        found = []
-        for begin, end in offsets.tolist():
-            begin = without_space(self.text, begin, end)
-            found.append(bisect_right(starts, begin) - 1)
-        return np.maximum.accumulate(np.array(found, np.int64))
-
-    def count(self, entities: list[Entity], units: str) -> list[Entity]:
-        """The same entities, their places in other units."""
-        if units == "code-points" or not entities:
-            return entities
-        if self.words is not None and units == "words":
-            starts = [start for start, _ in self.words]
-            return [
-                replace(
-                    e,
-                    start=bisect_right(starts, e.start) - 1,
-                    end=bisect_right(starts, e.end - 1),
-                )
-                for e in entities
-            ]
-        points = np.frombuffer(self.text.encode("utf-32-le"), np.uint32)
-        width = 1 + (points > 0xFFFF).astype(np.int64)
-        if units == "utf-8":
-            width += (points > 0x7F).astype(np.int64) + (points > 0x7FF)
-        place = np.concatenate([[0], np.cumsum(width)])
-        return [
-            replace(e, start=int(place[e.start]), end=int(place[e.end]))
-            for e in entities
-        ]
-
-
-def read_tokens(
-    engine: Engine,
-    texts: Sequence[Text],
-    run: Callable[[Sequence[Encoding]], Sequence[NDArray[np.float32]]],
-) -> Iterator[Tokens]:
-    """The tokens of texts, however long.
-
-    Args:
-        engine: Whose tokenizer cuts long texts into windows.
-        texts: The texts.
-        run: Gives a row, ``[width]``, of each token of each window.
-
-    Yields:
-        For each text its tokens. Of the windows that hold a token, the one speaks in which it
-        has the most context.
-    """
-    groups = [[e, *e.overflowing] for e in engine.tokenize([t.text for t in texts])]
-    rows = iter(run([window for group in groups for window in group]))
-    stride = (engine.tokenizer.truncation or {}).get("stride", 0)
-    # A tokenizer that does not split a text into words first says "word 0" always.
-    probe = engine.tokenizer.encode("a b", add_special_tokens=False).word_ids
-    splits_words = len(set(probe)) > 1
-    for text, group in zip(texts, groups, strict=True):
-        tokens = _join(group, [next(rows) for _ in group], stride)
-        if text.words is not None or not splits_words:
-            tokens = replace(tokens, words=text.word_of(tokens.offsets))
-        yield tokens
-
-
-def _join(
-    windows: Sequence[Encoding], given: Sequence[NDArray[np.float32]], stride: int
-) -> Tokens:
-    """Join the windows of a text."""
-    inner = [np.flatnonzero(np.equal(w.special_tokens_mask, 0)) for w in windows]
-    step = len(inner[0]) - stride if len(windows) > 1 else 0
-    total = step * (len(windows) - 1) + len(inner[-1])
-    best = np.full(total, -1)
-    offsets = np.zeros((total, 2), np.int64)
-    words = np.zeros(total, np.int64)
-    rows = np.zeros((total, given[0].shape[-1]), np.float32)
-    for w, (window, kept) in enumerate(zip(windows, inner, strict=True)):
-        n = len(kept)
-        # The edges of the text are no edges: nothing is missing there.
-        left = np.arange(n) if w > 0 else np.full(n, n)
-        right = np.arange(n)[::-1] if w < len(windows) - 1 else np.full(n, n)
-        context = np.minimum(left, right)
-        place = np.arange(w * step, w * step + n)
-        better = context > best[place]
-        place, kept = place[better], kept[better]
-        best[place] = context[better]
-        offsets[place] = np.array(window.offsets).reshape(-1, 2)[kept]
-        ids = [-1 if word is None else word for word in window.word_ids]
-        words[place] = np.array(ids, np.int64)[kept]
-        rows[place] = given[w][kept]
-    known = words >= 0
-    return Tokens(offsets[known], words[known], rows[known])
-
-
 def entity(text: str, places: NDArray[np.int64], scores: Rows, label: str) -> Entity:
     """The entity of neighbouring words: their places ``[words, 2]`` and scores ``[words]``."""
     end = int(places[-1, 1])
@@ -324,9 +219,28 @@ def entity(text: str, places: NDArray[np.int64], scores: Rows, label: str) -> En
     return Entity(begin, end, label, float(scores.mean()), text[begin:end])
 
 
-def without_space(text: str, begin: int, end: int) -> int:
-    """Where a token begins: some tokenizers count the space before a word as its own."""
-    return begin + len(text[begin:end]) - len(text[begin:end].lstrip())
+def _count(text: Text, entities: list[Entity], units: str) -> list[Entity]:
+    """The same entities, their places in other units."""
+    if units == "code-points" or not entities:
+        return entities
+    if text.words is not None and units == "words":
+        starts = [start for start, _ in text.words]
+        return [
+            replace(
+                e,
+                start=bisect_right(starts, e.start) - 1,
+                end=bisect_right(starts, e.end - 1),
+            )
+            for e in entities
+        ]
+    points = np.frombuffer(text.text.encode("utf-32-le"), np.uint32)
+    width = 1 + (points > 0xFFFF).astype(np.int64)
+    if units == "utf-8":
+        width += (points > 0x7F).astype(np.int64) + (points > 0x7FF)
+    place = np.concatenate([[0], np.cumsum(width)])
+    return [
+        replace(e, start=int(place[e.start]), end=int(place[e.end])) for e in entities
+    ]
 
 
 def _first(rows: Rows, starts: NDArray[np.int64]) -> Rows:
@@ -354,13 +268,6 @@ _POOL: dict[str, Callable[[Rows, NDArray[np.int64]], Rows]] = {
     "average": average,
     "max": _max,
 }
-
-
-def _listed(texts: object) -> Sequence[object]:
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        check_texts(texts)
-        return []
-    return texts
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

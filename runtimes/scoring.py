@@ -87,10 +87,16 @@ class Scorer:
             model takes.
         """
         rows, truncated = self._logits(inputs)
-        scores = activate(rows, activation or self._activation)
+        return self.scores_of(rows, activation=activation), truncated
+
+    def scores_of(
+        self, logits: NDArray[np.float32], *, activation: Activation | None = None
+    ) -> NDArray[np.float32]:
+        """Scores, as `score` gives them, of logits, float32 ``[n, labels]``."""
+        scores = activate(logits, activation or self._activation)
         if activation is None and self.range is not None:
             scores = np.clip(scores, *self.range)
-        return (scores[:, 0] if len(self.labels) == 1 else scores), truncated
+        return scores[:, 0] if len(self.labels) == 1 else scores
 
     def classify(
         self,

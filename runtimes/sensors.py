@@ -1,6 +1,7 @@
 """What a board says of itself while it works: power mode, power, clocks, temperatures, swap.
 
 Everything is read below ``root`` from files that need no privileges; tegrastats' lines are read too, for logs.
+Where there is no board's monitor, the driver of an NVIDIA card tells of the card.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgelm.runtimes.nvml import read_gpus
 from edgelm.targets.board import ROOT, read_text
 
 # Rails that hold the whole module's or board's input; without one, the rails add up.
@@ -38,8 +40,8 @@ class DeviceState:
         power_mode: Name of the power mode (nvpmodel); None if it has none or tells none.
         power_mode_id: Its number.
         gpu_clock: The GPU's clock, if the board tells it.
-        power_mw: Power by rail, mW, from the INA3221 monitors.
-        temperatures_c: By thermal zone, degrees Celsius.
+        power_mw: Power by rail, mW, from the INA3221 monitors; without any, of each NVIDIA card.
+        temperatures_c: By thermal zone, and of each such card, degrees Celsius.
     """
 
     power_mode: str | None
@@ -50,7 +52,7 @@ class DeviceState:
 
     @property
     def total_mw(self) -> float | None:
-        """Power of the module, mW: its input rail, else the sum of its rails."""
+        """Power of the module, mW: its input rail, else the sum of its rails; or of the cards alone."""
         return total_power(self.power_mw)
 
 
@@ -61,9 +63,14 @@ def device_state(root: Path = ROOT) -> DeviceState:
         root: Where its file system begins.
     """
     number, name = power_mode(root)
-    return DeviceState(
-        name, number, gpu_clock(root), power_rails(root), temperatures(root)
-    )
+    rails, zones = power_rails(root), temperatures(root)
+    if not rails and root == ROOT:
+        for i, gpu in enumerate(read_gpus()):
+            if gpu.power_mw is not None:
+                rails[f"{gpu.name} ({i})"] = gpu.power_mw
+            if gpu.temperature_c is not None:
+                zones[f"{gpu.name} ({i})"] = gpu.temperature_c
+    return DeviceState(name, number, gpu_clock(root), rails, zones)
 
 
 def power_mode(root: Path = ROOT) -> tuple[int | None, str | None]:

@@ -9,16 +9,17 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from edgelm.errors import InputError
-from edgelm.runtimes.batching import Batcher, Row
+from edgelm.runtimes.analysis import Analyzer
+from edgelm.runtimes.batching import Batcher
 from edgelm.runtimes.calls import Call, calling, current, in_thread
 from edgelm.runtimes.embedding import Embedder
-from edgelm.runtimes.engine import Engine
+from edgelm.runtimes.engine import Engine, Row
 from edgelm.runtimes.ner import EntityRecognizer
 from edgelm.runtimes.scoring import Scorer
 
@@ -27,9 +28,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "SharedEngine", "calling", "close", "in_thread", "share"]
 
-M = TypeVar("M", Embedder, EntityRecognizer, Scorer)
+M = TypeVar("M", Embedder, EntityRecognizer, Scorer, Analyzer)
 
 MAX_QUEUE = 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An input and the outputs of the graph that its caller wants; callers of one batch may want others."""
+
+    encoding: Encoding
+    outputs: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Its tokens."""
+        return len(self.encoding)
 
 
 class SharedEngine(Engine):
@@ -45,7 +58,7 @@ class SharedEngine(Engine):
         """Take an opened engine; `share` does it."""
         self.__dict__.update(engine.__dict__)
         self.batcher = Batcher(
-            self.run_batch,
+            self._run_asked,
             max_tokens=max_batch_tokens or _batch_tokens(engine),
             max_queue=max_queue,
             workers=engine.workers,
@@ -64,9 +77,15 @@ class SharedEngine(Engine):
                 self._refuse_long(encodings)
         return encodings
 
-    def run(self, encodings: Sequence[Encoding]) -> list[Row]:
-        """As `Engine.run`, in common batches; errors are those of `Batcher.run`."""
-        return self.batcher.run(encodings, current())
+    def run_outputs(
+        self, encodings: Sequence[Encoding], outputs: tuple[str, ...]
+    ) -> list[tuple[Row, ...]]:
+        """As `Engine.run_outputs`, in common batches; errors are those of `Batcher.run`."""
+        self.check_outputs(outputs)
+        return self.batcher.run([Asked(e, outputs) for e in encodings], current())
+
+    def _run_asked(self, asked: Sequence[Asked]) -> list[tuple[Row, ...]]:
+        return self.run_batch([a.encoding for a in asked], [a.outputs for a in asked])
 
     def _refuse_long(self, encodings: Sequence[Encoding]) -> None:
         for i, encoding in enumerate(encodings):
@@ -107,14 +126,13 @@ def share(
     Raises:
         InputError: A number is less than 1.
     """
-    shared = copy.copy(model)
-    shared.engine = SharedEngine(
+    engine = SharedEngine(
         model.engine, max_batch_tokens=max_batch_tokens, max_queue=max_queue
     )
-    return shared
+    return type(model)(engine)
 
 
-def close(model: Embedder | EntityRecognizer | Scorer) -> None:
+def close(model: Embedder | EntityRecognizer | Scorer | Analyzer) -> None:
     """Close a shared model: it takes no more inputs and answers those that it has taken."""
     if isinstance(model.engine, SharedEngine):
         model.engine.batcher.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.bundle import POOLED
 from edgelm.errors import GateError
 from edgelm.golden import GoldenExample
 from edgelm.metrics import snr_db
@@ -79,8 +80,8 @@ def measure_snr(engine: Engine, examples: Sequence[GoldenExample]) -> float:
         raise GateError(
             f"The graph of {engine.name} gives numbers that are not finite."
         )
-    # A head stands behind the graph, whose golden outputs are then vectors.
-    classes = engine.manifest.task != "embedding" and engine.head is None
+    # Where heads stand behind the graph, its golden outputs are vectors.
+    classes = engine.manifest.graph.outputs[0].name != POOLED
     reference = np.concatenate([_centred(e.output, classes) for e in examples])
     return snr_db(reference, np.concatenate([_centred(o, classes) for o in outputs]))
 

@@ -17,9 +17,13 @@ from edgelm.cli.run import PROVIDER, THREADS
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="JSON lines: text, or text1 and text2, with score, label or labels; or tokens and tags.",
+    help="JSON lines: text, or text1 and text2, with score, label or labels; tokens and tags, or text and entities.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The bundle to make.")
+@click.option(
+    "--name",
+    help="Of the new head, which then stands beside those that BUNDLE has: one pass answers for all.",
+)
 @click.option(
     "--kind",
     type=click.Choice(["auto", "ridge", "logistic", "linear"]),
@@ -47,6 +51,7 @@ def fit_head(
     bundle: Path,
     data: Path,
     output: Path,
+    name: str | None,
     kind: str,
     compare: bool,
     group: str | None,
@@ -63,19 +68,21 @@ def fit_head(
 
     \b
     edgelm fit-head bundle --data labelled.jsonl -o scorer
+    edgelm fit-head ner-bundle --data definitions.jsonl --name definition -o both
     """
     from edgelm.atomic import check_free
     from edgelm.bundle import MANIFEST
     from edgelm.calibration import open_binary, read_json_lines
-    from edgelm.heads import fit
+    from edgelm.heads import fit_heads
 
     check_free(output, marker=MANIFEST, force=force)
     with open_binary(data) as stream:
         examples = list(read_json_lines(stream, str(data)))
-    report = fit(
+    reports = fit_heads(
         bundle,
         examples,
         output,
+        name=name,
         kind=kind,
         compare=compare,
         group=group,
@@ -86,17 +93,25 @@ def fit_head(
         threads=threads,
     )
     if as_json:
-        emit({"bundle": str(output), **asdict(report)})
-    rows = [
-        (f"{penalty:g}", f"{loss:.5f}", "chosen" if penalty == report.penalty else "")
-        for penalty, loss in report.losses.items()
-    ]
-    show_table(f"{folds} folds", ["penalty", "held-out loss", ""], rows)
-    for name, value in report.measures.items():
+        for key, report in reports.items():
+            emit({"bundle": str(output), "head": key, **asdict(report)})
+    for key, report in reports.items():
+        rows = [
+            (
+                f"{penalty:g}",
+                f"{loss:.5f}",
+                "chosen" if penalty == report.penalty else "",
+            )
+            for penalty, loss in report.losses.items()
+        ]
+        show_table(f"{key}, {folds} folds", ["penalty", "held-out loss", ""], rows)
+        for measure, value in report.measures.items():
+            say(
+                f"held out, {measure}: {value:.4f} (without a model: {report.baseline[measure]:.4f})"
+            )
         say(
-            f"held out, {name}: {value:.4f} (without a model: {report.baseline[name]:.4f})"
+            f"{output}: {key}, {report.kind} head on {report.rows} rows of {report.features}"
         )
-    say(f"{output}: {report.kind} head on {report.rows} rows of {report.features}")
 
 
 COMMANDS = {"fit-head": fit_head}

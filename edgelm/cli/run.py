@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import queue
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import click
 
-from edgelm.cli.console import emit
+from edgelm.cli.console import emit, say
+from edgelm.cli.inputs import arguments, lines, parse_json, parse_text
 from edgelm.cli.sign import TRUSTED_KEY
 from edgelm.errors import InputError
 
@@ -51,8 +46,11 @@ WORKERS = click.option(
     help="Batches that run at once; as many as there are cores usually gives most texts a second; "
     "auto measures it once for this machine and bundle.",
 )
-# Texts that are read before the first is answered.
-_CHUNK = 256
+BUILD = click.option(
+    "--build",
+    is_flag=True,
+    help="Where the bundle needs a TensorRT engine and none fits this device, build it first: minutes.",
+)
 
 
 @click.command()
@@ -124,6 +122,7 @@ _CHUNK = 256
     help="Find entities by this index of labelled words (`edgelm ner-index build`).",
 )
 @PROVIDER
+@BUILD
 @THREADS
 @WORKERS
 @TRUSTED_KEY
@@ -141,6 +140,7 @@ def run(
     units: Any,
     watch: bool,
     provider: str | None,
+    build: bool,
     threads: int | None,
     workers: int | Literal["auto"],
     trusted_keys: tuple[Path, ...],
@@ -156,7 +156,7 @@ def run(
     tail -f app.log | edgelm run bundle --watch
     """
     import edgelm
-    from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
+    from edgelm.runtimes import Analyzer, Embedder, EntityRecognizer, Model, Scorer
     from edgelm.runtimes.few_shot import FewShotRecognizer
 
     if texts and source is not None:
@@ -172,9 +172,10 @@ def run(
         threads=threads,
         workers=workers,
         provider=provider,
+        build=build and say,
         trusted_keys=trusted_keys or None,
     )
-    model: Embedder | EntityRecognizer | Scorer | FewShotRecognizer = loaded
+    model: Model | FewShotRecognizer = loaded
     if ner_index is not None:
         model = FewShotRecognizer(loaded.engine, ner_index)
     encoding = output != "vectors" or dimensions is not None or long_texts != "truncate"
@@ -183,7 +184,7 @@ def run(
             "--output, --dimensions and --long-texts are for bundles of embedding models."
         )
     labelling = strategy != "first" or unconstrained or units != "code-points"
-    if labelling and not isinstance(model, EntityRecognizer):
+    if labelling and not isinstance(model, (EntityRecognizer, Analyzer)):
         raise click.UsageError(
             "--strategy, --unconstrained and --units are for bundles that find entities."
         )
@@ -205,6 +206,13 @@ def run(
             )
             for text, entities in zip(rows, all_entities, strict=True):
                 yield {"text": text, "entities": [asdict(e) for e in entities]}
+        elif isinstance(model, Analyzer):
+            answers, cut = model.analyze_with_truncation(
+                rows, strategy=strategy, constrained=not unconstrained, units=units
+            )
+            for text, by_head, long in zip(rows, answers, cut, strict=True):
+                told = {name: _answer(one) for name, one in by_head.items()}
+                yield {"text": text, **told, "truncated": bool(long)}
         else:
             scores, cut = model.score_with_truncation(rows)
             for row, score, long in zip(rows, scores, cut, strict=True):
@@ -217,7 +225,7 @@ def run(
     if watch:
         _watch(answer, form, pairs)
         return
-    chunks = _arguments(texts, pairs) if source is None else _lines(source, form, pairs)
+    chunks = arguments(texts, pairs) if source is None else lines(source, form, pairs)
     for rows in chunks:
         for line in answer(rows):
             emit(line)
@@ -229,7 +237,7 @@ def _watch(
     """Answer lines as they come, each alone; a line that cannot be used is said to be so, and passed over."""
     from edgelm.calibration import decode
 
-    parse = _parse_json if form == "jsonl" else _parse
+    parse = parse_json if form == "jsonl" else parse_text
     # Ctrl-C is how a watch ends. As an exception of its own kind it may come up anywhere: a signal that
     # arrives just before a read is seen behind it.
     before = signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
@@ -255,6 +263,15 @@ def _embedding(row: Any, output: str) -> dict[str, Any]:
     return {"embedding": [round(float(x), 7) for x in row]}
 
 
+def _answer(answer: Any) -> Any:
+    """What a head of several says, for JSON."""
+    if isinstance(answer, list):
+        return [asdict(entity) for entity in answer]
+    if isinstance(answer, dict):
+        return {label: round(score, 7) for label, score in answer.items()}
+    return round(answer, 7)
+
+
 def _inputs(row: Any) -> dict[str, str]:
     return {"text": row} if isinstance(row, str) else {"text1": row[0], "text2": row[1]}
 
@@ -267,102 +284,6 @@ def _scores(model: Any, score: Any) -> dict[str, Any]:
             k: round(float(v), 7) for k, v in zip(model.labels, score, strict=True)
         }
     }
-
-
-def _arguments(texts: tuple[str, ...], pairs: bool) -> Iterator[list[Any]]:
-    if not pairs:
-        yield list(texts)
-    elif len(texts) % 2:
-        raise click.UsageError(
-            "This bundle scores pairs: give an even number of texts."
-        )
-    else:
-        yield list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _lines(source: Path, form: str, pairs: bool) -> Iterator[list[Any]]:
-    """Chunks of parsed lines; what came before a bad line is not lost."""
-    from edgelm.calibration import decode
-
-    name = "stdin" if str(source) == "-" else str(source)
-    as_json = form == "jsonl" or (
-        form == "auto" and source.suffix in (".jsonl", ".ndjson")
-    )
-    number = 0
-    for chunk in _chunks(source):
-        rows: list[Any] = []
-        try:
-            for line in chunk:
-                number += 1
-                where = f"{name}, line {number}"
-                text = decode(line, where).rstrip("\r\n")
-                parse = _parse_json if as_json else _parse
-                rows.append(parse(text, pairs, where))
-        except InputError:
-            if rows:
-                yield rows
-            raise
-        yield rows
-
-
-def _chunks(source: Path) -> Iterator[Sequence[bytes]]:
-    """Lines in chunks; from stdin as many as are there, without waiting for more."""
-    if str(source) == "-":
-        yield from _available(sys.stdin.buffer)
-        return
-    try:
-        with source.open("rb") as stream:
-            while chunk := list(islice(stream, _CHUNK)):
-                yield chunk
-    except OSError as error:
-        raise InputError(f"Cannot read {source}: {error.strerror}.") from error
-
-
-def _available(stream: IO[bytes]) -> Iterator[Sequence[bytes]]:
-    """A thread reads; whoever asks gets what has been read, at most ``_CHUNK`` lines."""
-    lines: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * _CHUNK)
-    # Python dies when it ends while a thread waits in sys.stdin; in a copy it may wait.
-    with suppress(OSError):
-        stream = open(os.dup(stream.fileno()), "rb")  # noqa: SIM115
-
-    def read() -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    while (line := lines.get()) is not None:
-        chunk = [line]
-        while len(chunk) < _CHUNK and not lines.empty():
-            following = lines.get()
-            if following is None:
-                yield chunk
-                return
-            chunk.append(following)
-        yield chunk
-
-
-def _parse(text: str, pairs: bool, where: str) -> Any:
-    if not pairs:
-        return text
-    parts = text.split("\t")
-    if len(parts) != 2:
-        raise InputError(
-            f"{where}: this bundle scores pairs; put one tab between the two texts."
-        )
-    return parts[0], parts[1]
-
-
-def _parse_json(text: str, pairs: bool, where: str) -> Any:
-    fields = ("text1", "text2") if pairs else ("text",)
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error}).") from error
-    values = [row.get(field) if isinstance(row, dict) else None for field in fields]
-    if not all(isinstance(value, str) for value in values):
-        raise InputError(f"{where}: there is no string field {' and '.join(fields)}.")
-    return tuple(values) if pairs else values[0]
 
 
 COMMANDS = {"run": run}

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from edgelm.cli.console import emit, say
-from edgelm.cli.run import PROVIDER, THREADS, WORKERS
+from edgelm.cli.run import BUILD, PROVIDER, THREADS, WORKERS
 from edgelm.cli.sign import TRUSTED_KEY
 from edgelm.errors import require
 
@@ -75,6 +75,7 @@ from edgelm.errors import require
     help="Cut texts that are too long where a request does not say; else refuse them.",
 )
 @PROVIDER
+@BUILD
 @THREADS
 @WORKERS
 @TRUSTED_KEY
@@ -91,6 +92,7 @@ def serve(
     timeout: float,
     auto_truncate: bool,
     provider: str | None,
+    build: bool,
     threads: int | None,
     workers: int | Literal["auto"],
     trusted_keys: tuple[Path, ...],
@@ -128,6 +130,7 @@ def serve(
             max_batch_tokens=max_batch_tokens,
             max_queue=max_queue,
             provider=provider,
+            build=build and say,
             threads=threads,
             workers=workers,
             trusted_keys=trusted_keys or None,

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.atomic import check_free, new_folder
-from edgelm.bundle import TOKENS
 from edgelm.codes.config import BinaryCodes
 from edgelm.codes.fitting import fit
 from edgelm.errors import ConfigError, InputError
 from edgelm.metrics import entity_f1
 from edgelm.runtimes.codes import Floats, asymmetric_scores
-from edgelm.runtimes.engine import Engine, view
+from edgelm.runtimes.engine import Engine
 from edgelm.runtimes.few_shot import (
     WORDS,
     Doubles,
@@ -38,7 +37,7 @@ from edgelm.runtimes.few_shot import (
 )
 from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.index.manifest import MANIFEST, sync_folder
-from edgelm.runtimes.labels import spans
+from edgelm.runtimes.labels import spans, word_labels
 
 # What is tried where the voting is chosen.
 NEIGHBOURS, TEMPERATURES, OUTSIDE = (60, 20, 5), (0.1, 0.05), (1.0, 0.5, 0.25)
@@ -124,11 +123,11 @@ def build_word_index(
     """
     config = config or LabelledWords()
     check_free(output, marker=MANIFEST, force=force)
-    words = word_vectors(view(engine, TOKENS), [str(row["text"]) for row in rows])
+    words = word_vectors(engine, [str(row["text"]) for row in rows])
     labels = [
         label
         for i, (row, its) in enumerate(zip(rows, words, strict=True), 1)
-        for label in _labels(row, its, f"sentence {i}")
+        for label in word_labels(row, its.offsets, f"sentence {i}")
     ]
     types = tuple(sorted({label[2:] for label in labels if label != "O"}))
     if not types:
@@ -250,32 +249,3 @@ def _write(
         fresh = path / f"{WORDS}.new"
         fresh.write_bytes(dump_words(model))
         writer.attach(WORDS, fresh)
-
-
-def _labels(row: Mapping[str, Any], words: WordVectors, where: str) -> list[str]:
-    """A label for each word: of the entity that it lies in or overlaps."""
-    found = ["O"] * len(words.offsets)
-    for entity in row["entities"]:
-        try:
-            start, end = int(entity["start"]), int(entity["end"])
-            label = str(entity["label"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{where}: an entity needs start, end and label. Got {entity!r}."
-            ) from error
-        covered = [
-            k
-            for k, (a, b) in enumerate(words.offsets)
-            if a < end and b > start and a < b
-        ]
-        if not 0 <= start < end <= len(row["text"]) or not covered:
-            raise InputError(
-                f"{where}: the entity {start} to {end} covers no word of its text."
-            )
-        if not label or any(found[k] != "O" for k in covered):
-            raise InputError(
-                f"{where}: the entity {start} to {end} overlaps another or has no label."
-            )
-        for k in covered:
-            found[k] = f"{'B' if k == covered[0] else 'I'}-{label}"
-    return found

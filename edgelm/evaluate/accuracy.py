@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from edgelm import samples
 from edgelm.calibration import open_binary, read_json_lines
 from edgelm.errors import GateError, InputError, require
-from edgelm.evaluate.contender import Model
 from edgelm.metrics import entity_f1
-from edgelm.runtimes import Embedder, EntityRecognizer
+from edgelm.runtimes import Analyzer, Embedder, EntityRecognizer, Model, Scorer
 from edgelm.runtimes.labels import spans
 
 BUILT_IN = "built-in"
@@ -53,7 +52,7 @@ def find_datasets(name: str, model: Model) -> list[Dataset]:
 
 def built_in(model: Model) -> list[Dataset]:
     """The labelled samples that edgelm ships for a model's task; small."""
-    if isinstance(model, EntityRecognizer):
+    if isinstance(_fitting(model, "ner"), EntityRecognizer):
         return [Dataset("built-in ner", "ner", samples.ner())]
     similarity = Dataset("built-in similarity", "similarity", samples.similarity())
     if not isinstance(model, Embedder):
@@ -132,15 +131,25 @@ def evaluate(model: Model, data: Dataset) -> dict[str, float]:
     Raises:
         InputError: The task cannot use the data.
     """
+    model = _fitting(model, data.kind)
     if data.kind == "ner" and isinstance(model, EntityRecognizer):
         return _evaluate_ner(model, data)
-    if data.kind == "similarity" and not isinstance(model, EntityRecognizer):
+    if data.kind == "similarity" and isinstance(model, (Embedder, Scorer)):
         return _evaluate_similarity(model, data)
     if data.kind == "retrieval" and isinstance(model, Embedder):
         return _evaluate_retrieval(model, data)
     raise InputError(
         f"{data.name} is {data.kind} data, which a model for {model.engine.manifest.task} cannot use."
     )
+
+
+def _fitting(model: Model, kind: Kind) -> Model:
+    """Of a bundle of several heads the first that can use such data; else the model itself."""
+    if not isinstance(model, Analyzer):
+        return model
+    wanted = EntityRecognizer if kind == "ner" else Embedder
+    faces = (*model.heads.values(), model.embedder)
+    return next((one for one in faces if isinstance(one, wanted)), model)
 
 
 def check_drop(before: float, after: float, max_drop_percent: float, name: str) -> None:
@@ -170,7 +179,7 @@ def _evaluate_ner(model: EntityRecognizer, data: Dataset) -> dict[str, float]:
     return {key: 100 * scores[key] for key in ("f1", "precision", "recall")}
 
 
-def _evaluate_similarity(model: Model, data: Dataset) -> dict[str, float]:
+def _evaluate_similarity(model: Embedder | Scorer, data: Dataset) -> dict[str, float]:
     stats = require("scipy.stats", "eval")
     first = [row["text1"] for row in data.rows]
     second = [row["text2"] for row in data.rows]
@@ -178,7 +187,7 @@ def _evaluate_similarity(model: Model, data: Dataset) -> dict[str, float]:
         scores = np.sum(
             _unit(model.encode(first)) * _unit(model.encode(second)), axis=1
         )
-    elif isinstance(model, EntityRecognizer) or not model.takes_pairs:
+    elif not model.takes_pairs:
         raise InputError(f"{data.name} holds pairs, which the model does not take.")
     else:
         scores = model.score(list(zip(first, second, strict=True)))

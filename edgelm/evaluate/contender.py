@@ -17,9 +17,7 @@ from typing import Any
 
 from edgelm.bundle import is_bundle
 from edgelm.errors import EdgelmError
-from edgelm.runtimes import Embedder, EntityRecognizer, Scorer, load
-
-Model = Embedder | EntityRecognizer | Scorer
+from edgelm.runtimes import Analyzer, Embedder, EntityRecognizer, Model, load
 
 
 def open_any(reference: str, threads: int | None = None) -> Model:
@@ -42,6 +40,8 @@ def runner(model: Model) -> Callable[[Sequence[str]], Any]:
         return model.encode
     if isinstance(model, EntityRecognizer):
         return model.extract
+    if isinstance(model, Analyzer):
+        return model.analyze
     if not model.takes_pairs:
         return model.score
     scorer = model

@@ -57,7 +57,8 @@ def profile(
         session = _Counting(open_recorder(bundle, graph, Path(work), threads))
         opened = open_engine(bundle, threads=threads)
         engine = _Timed(opened.name, opened.manifest, opened.tokenizer, session)
-        engine.coder = opened.coder
+        engine.coder, engine.head = opened.coder, opened.head
+        engine.heads = opened.heads
         run = runner(wrap(engine))
         run(texts)
         turns = []

@@ -13,7 +13,7 @@ from torch import nn
 from edgelm.export.exporter import make_manifest
 from edgelm.export.modules import OUTPUTS, interface, wrap
 from edgelm.models import LoadedModel, load_model
-from edgelm.runtimes import Embedder, EntityRecognizer, Scorer
+from edgelm.runtimes import Model
 from edgelm.runtimes import wrap as wrap_engine
 from edgelm.runtimes.engine import Engine
 from edgelm.runtimes.session import Arrays
@@ -48,7 +48,7 @@ class TorchSession:
 
 def open_reference(
     reference: str, task: Task | None = None, threads: int | None = None
-) -> Embedder | EntityRecognizer | Scorer:
+) -> Model:
     """Open a model in PyTorch, float32.
 
     Args:
@@ -64,7 +64,7 @@ def open_reference(
     return from_loaded(load_model(reference, task))
 
 
-def from_loaded(loaded: LoadedModel) -> Embedder | EntityRecognizer | Scorer:
+def from_loaded(loaded: LoadedModel) -> Model:
     """A loaded model behind the faces of a bundle."""
     session = TorchSession(wrap(loaded), OUTPUTS[loaded.task])
     manifest = make_manifest(loaded, interface(loaded))

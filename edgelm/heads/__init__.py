@@ -5,8 +5,10 @@ No torch: a device can do it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,20 +23,28 @@ from edgelm.bundle import (
     HEAD,
     MANIFEST,
     SBOM,
+    TOKENS,
+    EmbeddingInfo,
     HeadInfo,
+    Manifest,
+    NamedHead,
     NerInfo,
     ScoringInfo,
     open_bundle,
     seal,
 )
 from edgelm.errors import InputError
-from edgelm.heads.examples import HeadProblem, make_problem
+from edgelm.heads.examples import HeadProblem, make_problems
 from edgelm.heads.fitting import FittedHead, HeadConfig, Kind, fit_head, mean_loss
 from edgelm.provenance import RUNS, done, extend, of_bundle
 from edgelm.runtimes.embedding import Embedder
-from edgelm.runtimes.engine import open_engine
+from edgelm.runtimes.engine import Engine, open_engine
 from edgelm.runtimes.heads import Head, save_head
 from edgelm.sbom import write_sbom
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# What an answer says beside the heads.
+_TAKEN = ("text", "truncated", "embedding")
 
 
 @dataclass(frozen=True)
@@ -61,10 +71,18 @@ class FitReport:
 
 
 def fit(
+    bundle: Path, examples: Sequence[Mapping[str, Any]], output: Path, **options: Any
+) -> FitReport:
+    """`fit_heads` where the examples have labels of one kind: one head."""
+    return next(iter(fit_heads(bundle, examples, output, **options).values()))
+
+
+def fit_heads(
     bundle: Path,
     examples: Sequence[Mapping[str, Any]],
     output: Path,
     *,
+    name: str | None = None,
     kind: str = "auto",
     compare: bool = False,
     group: str | None = None,
@@ -73,13 +91,18 @@ def fit(
     force: bool = False,
     provider: str | None = None,
     threads: int | None = None,
-) -> FitReport:
-    """Fit a head to a bundle's encoder and write a bundle that has it.
+) -> dict[str, FitReport]:
+    """Fit heads to a bundle's encoder and write a bundle that has them.
+
+    A bundle of an embedding model and one head make a bundle for the head's task. Where a name is
+    given, the examples have labels of texts and of tokens, or the bundle has a head
+    already, the new one has every head under its name (`edgelm.runtimes.analysis.Analyzer`).
 
     Args:
-        bundle: A bundle of an embedding model; it is not changed.
-        examples: As `edgelm.heads.examples.make_problem` takes them.
-        output: The bundle to make. Golden examples stay those of the encoder.
+        bundle: A bundle whose graph gives vectors of texts or of tokens; it is not changed.
+        examples: As `edgelm.heads.examples.make_problems` takes them.
+        output: The bundle to make. Golden examples stay those of the graph.
+        name: Of the new head; where there are two, of the one of texts.
         kind: ``ridge``, ``linear``, ``logistic``, or ``auto``.
         compare: Pairs are comparisons.
         group: Field whose values folds must not split.
@@ -89,18 +112,173 @@ def fit(
         provider: As for `edgelm.load`.
         threads: As for `edgelm.load`.
 
+    Returns:
+        How each new head was chosen, by its name.
+
     Raises:
-        InputError: The bundle is no embedding model's, or the examples or the kind
-            cannot be used.
+        InputError: The bundle's graph gives no vectors, or the examples, the kind or the
+            name cannot be used.
         OutputExistsError: ``output`` exists and may not be replaced.
     """
     opened = open_bundle(bundle)
-    engine = open_engine(opened, threads=threads, provider=provider)
-    if engine.manifest.task != "embedding":
+    engine = encoder(open_engine(opened, threads=threads, provider=provider))
+    had = named_heads(opened.manifest, opened.name)
+    problems = make_problems(Embedder(engine), examples, compare=compare, group=group)
+    if had and name is None:
         raise InputError(
-            f"{bundle} is for {engine.manifest.task}; a head is fitted to an embedding model."
+            f"{opened.name} has the heads {', '.join(had)} already. Name the new one, for example --name definition."
         )
-    problem = make_problem(Embedder(engine), examples, compare=compare, group=group)
+    several = name is not None or len(problems) > 1
+    if name is not None:
+        (*others, last) = problems
+        if name in others:
+            raise InputError(
+                f"The examples make a head called {name} themselves; the one of texts needs another --name."
+            )
+        problems[name] = problems.pop(last)
+    if several:
+        check_names(problems, had)
+    reports, weights = {}, {}
+    for key, problem in problems.items():
+        reports[key], weights[key] = fit_problem(problem, kind, folds, seed)
+    digest = hashlib.sha256(json.dumps(list(examples), sort_keys=True).encode())
+    about = {
+        key: {
+            **asdict(report),
+            "losses": {f"{p:g}": loss for p, loss in report.losses.items()},
+            "group": group,
+            "data_digest": digest.hexdigest(),
+        }
+        for key, report in reports.items()
+    }
+    told = ("kind", "rows", "features", "penalty", "data_digest")
+    steps = [
+        done(
+            "fit-head",
+            RUNS,
+            head={"seed": seed, **{field: row[field] for field in told}},
+        )
+        for row in about.values()
+    ]
+    past = {
+        **opened.manifest.provenance,
+        "lineage": extend(of_bundle(opened.manifest), *steps),
+    }
+    manifest = replace(
+        opened.manifest, created_by=f"edgelm {edgelm.__version__}", codes=None
+    )
+    if several:
+        files = {key: f"head-{key}.safetensors" for key in problems}
+        new = {key: _named(problems[key], key, files[key]) for key in problems}
+        manifest = replace(
+            manifest,
+            task="multi",
+            embedding=engine.manifest.embedding,
+            ner=None,
+            scoring=None,
+            head=None,
+            heads={**had, **new},
+            provenance={**past, "heads": {**past.get("heads", {}), **about}},
+        )
+    else:
+        ((key, problem),) = problems.items()
+        files, info = {key: HEAD}, problem.info
+        manifest = replace(
+            manifest,
+            task="ner" if isinstance(info, NerInfo) else "scoring",
+            ner=info if isinstance(info, NerInfo) else None,
+            scoring=info if isinstance(info, ScoringInfo) else None,
+            head=HeadInfo(HEAD, problem.features),
+            provenance={**past, "head": about[key]},
+        )
+    codes = opened.manifest.codes
+    with new_folder(output, marker=MANIFEST, force=force) as folder:
+        for file in opened.manifest.files:
+            if file != SBOM and (codes is None or file != codes.file):
+                shutil.copyfile(opened.file(file), folder / file)
+        for key, head in weights.items():
+            save_head(head, folder / files[key])
+        write_sbom(folder, manifest)
+        seal(folder, manifest)
+    return reports
+
+
+def encoder(engine: Engine) -> Engine:
+    """A bundle's engine as that of an embedding model, whatever heads it has.
+
+    Where the graph gives vectors of tokens only, their mean is a text's.
+
+    Raises:
+        InputError: It gives neither.
+    """
+    shapes = {tensor.name: tensor.shape for tensor in engine.manifest.graph.outputs}
+    info = engine.manifest.embedding
+    if info is None and TOKENS not in shapes:
+        raise InputError(
+            f"{engine.name} is for {engine.manifest.task}, and its graph gives no vectors that a head could read. "
+            "Export an embedding model, or an ner model with --token-embeddings last."
+        )
+    if info is None:
+        info = EmbeddingInfo(int(shapes[TOKENS][-1]), "mean", False)
+    own = copy.copy(engine)
+    own.manifest = replace(engine.manifest, embedding=info)
+    return own
+
+
+def named_heads(manifest: Manifest, bundle: str) -> dict[str, NamedHead]:
+    """The heads of a bundle by name; a single one is called by what it gives.
+
+    Raises:
+        InputError: It scores pairs, which no other head can read.
+    """
+    if manifest.heads:
+        return dict(manifest.heads)
+    if manifest.ner is not None:
+        return {"entities": NamedHead("ner", manifest.head, manifest.ner)}
+    if manifest.scoring is None:
+        return {}
+    if manifest.scoring.inputs == "pair":
+        raise InputError(
+            f"{bundle} scores pairs of texts; heads beside each other read single texts."
+        )
+    return {"score": NamedHead("scoring", manifest.head, None, manifest.scoring)}
+
+
+def check_names(new: Mapping[str, HeadProblem], had: Mapping[str, NamedHead]) -> None:
+    """Raise `InputError` unless new heads can stand beside those there are, under their names."""
+    for name, problem in new.items():
+        if not _NAME.fullmatch(name) or name in _TAKEN:
+            raise InputError(
+                f"A head cannot be called {name!r}. Use letters, digits, - and _, "
+                f"and none of {', '.join(_TAKEN)}."
+            )
+        if name in had:
+            raise InputError(
+                f"There is a head called {name} already. Choose another --name."
+            )
+        if problem.features not in ("text", "token"):
+            raise InputError(
+                f"The head {name} would read pairs; heads beside each other read single texts. Leave --name away."
+            )
+
+
+def _named(problem: HeadProblem, name: str, file: str) -> NamedHead:
+    info, head = problem.info, HeadInfo(file, problem.features)
+    if isinstance(info, NerInfo):
+        return NamedHead("ner", head, info)
+    if len(info.labels) == 1:
+        info = replace(info, labels=(name,))
+    return NamedHead("scoring", head, None, info)
+
+
+def fit_problem(
+    problem: HeadProblem, kind: str, folds: int, seed: int
+) -> tuple[FitReport, Head]:
+    """Fit a head to encoded examples.
+
+    Raises:
+        InputError: The kind does not suit the labels, or there are fewer rows than folds.
+    """
     labelled = problem.loss != "squared"
     if kind == "auto":
         kind = "logistic" if labelled else "ridge"
@@ -131,44 +309,8 @@ def fit(
         measures,
         baseline,
     )
-    about = {
-        **asdict(report),
-        "losses": {f"{p:g}": loss for p, loss in fitted.losses.items()},
-        "group": group,
-        "data_digest": hashlib.sha256(
-            json.dumps(list(examples), sort_keys=True).encode()
-        ).hexdigest(),
-    }
-    info = problem.info
-    told = ("kind", "rows", "features", "penalty", "data_digest")
-    fitted_here = done(
-        "fit-head", RUNS, head={"seed": seed, **{key: about[key] for key in told}}
-    )
-    manifest = replace(
-        opened.manifest,
-        created_by=f"edgelm {edgelm.__version__}",
-        task="ner" if isinstance(info, NerInfo) else "scoring",
-        ner=info if isinstance(info, NerInfo) else None,
-        scoring=info if isinstance(info, ScoringInfo) else None,
-        codes=None,
-        head=HeadInfo(HEAD, problem.features),
-        provenance={
-            **opened.manifest.provenance,
-            "head": about,
-            "lineage": extend(of_bundle(opened.manifest), fitted_here),
-        },
-    )
-    codes = opened.manifest.codes
-    with new_folder(output, marker=MANIFEST, force=force) as folder:
-        for name in opened.manifest.files:
-            if name != SBOM and (codes is None or name != codes.file):
-                shutil.copyfile(opened.file(name), folder / name)
-        weight = fitted.weight.astype(np.float32)
-        head = Head(problem.features, weight, fitted.bias.astype(np.float32))
-        save_head(head, folder / HEAD)
-        write_sbom(folder, manifest)
-        seal(folder, manifest)
-    return report
+    weight, bias = fitted.weight.astype(np.float32), fitted.bias.astype(np.float32)
+    return report, Head(problem.features, weight, bias)
 
 
 def judge(

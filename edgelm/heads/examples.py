@@ -9,14 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import NerInfo, ScoringInfo
+from edgelm.bundle import TOKENS, NerInfo, ScoringInfo
 from edgelm.errors import InputError
 from edgelm.heads.fitting import Loss
 from edgelm.runtimes.embedding import Embedder
-from edgelm.runtimes.engine import view
 from edgelm.runtimes.heads import pair_features
-from edgelm.runtimes.labels import split_label
-from edgelm.runtimes.ner import Text
+from edgelm.runtimes.labels import split_label, word_labels
+from edgelm.runtimes.windows import Text, read_tokens, without_space
 
 Features = Literal["text", "pair", "ordered-pair", "token"]
 
@@ -44,23 +43,28 @@ class HeadProblem:
     comparison: bool = False
 
 
-def make_problem(
+def make_problems(
     embedder: Embedder,
     examples: Sequence[Mapping[str, Any]],
     *,
     compare: bool = False,
     group: str | None = None,
-) -> HeadProblem:
+) -> dict[str, HeadProblem]:
     """Encode labelled examples; what they are for shows in their fields.
 
     Args:
         embedder: The encoder.
-        examples: ``text`` and ``score`` (a number), ``label`` (a class) or ``labels`` (a
-            list, of classes that do not exclude each other); ``text1``, ``text2`` and
-            ``score`` or ``label``; or ``tokens`` and ``tags``.
+        examples: ``text`` and ``score`` (a number), ``label`` (a class, or whether
+            something is so) or ``labels`` (a list, of classes that do not exclude each
+            other); ``text1``, ``text2`` and ``score`` or ``label``; ``tokens`` and ``tags``,
+            or ``text`` and ``entities``, and beside these what a text has.
         compare: Pairs are comparisons: a ``score`` above 0 says that ``text1`` is
             better, below 0 that ``text2`` is, 0 that neither is.
         group: Field whose values must not be split between folds.
+
+    Returns:
+        One problem, or where there are both one of tokens and one of texts; by the name of
+        what is predicted: ``entities``, or the field.
 
     Raises:
         InputError: The examples have other fields, or a value cannot be used.
@@ -68,23 +72,33 @@ def make_problem(
     if not examples:
         raise InputError("There are no examples to fit a head to.")
     fields = set(examples[0]) if isinstance(examples[0], Mapping) else set()
-    due = next((due for due in _MAKERS if fields.issuperset(due)), None)
-    if due is None:
+    whole = fields | {"text"} if {"tokens", "tags"} <= fields else fields
+    found = [due for due in _TOKENS if fields.issuperset(due)][:1]
+    found += [due for due in _MAKERS if whole.issuperset(due)][:1]
+    if not found:
         raise InputError(
             f"The examples have the fields {', '.join(sorted(fields)) or 'none'}. Give text or text1 and text2, "
-            "with score, label or labels; or tokens and tags."
+            "with score, label or labels; tokens and tags; or text and entities."
         )
-    if compare and due != ("text1", "text2", "score"):
+    if compare and found != [("text1", "text2", "score")]:
         raise InputError("Comparisons need the fields text1, text2 and score.")
+    wanted = {field: None for due in found for field in due if field in fields}
     for number, row in enumerate(examples, 1):
-        wanted = (*due, group) if group else due
-        missing = [f for f in wanted if not isinstance(row, Mapping) or f not in row]
-        if missing:
-            raise InputError(f"Example {number} has no field '{missing[0]}'.")
+        for field in (*wanted, *([group] if group else [])):
+            if not isinstance(row, Mapping) or field not in row:
+                raise InputError(f"Example {number} has no field '{field}'.")
     groups = [str(row[group]) for row in examples] if group else None
+    if "tokens" in wanted:
+        _check_tags(examples)
+        examples = [{**row, "text": " ".join(row["tokens"])} for row in examples]
     if compare:
-        return _comparisons(embedder, examples, groups)
-    return _MAKERS[due](embedder, examples, groups)
+        return {"score": _comparisons(embedder, examples, groups)}
+    problems = {}
+    for due in found:
+        name = "entities" if due in _TOKENS else due[-1]
+        maker = _tags if due in _TOKENS else _MAKERS[due]
+        problems[name] = maker(embedder, examples, groups)
+    return problems
 
 
 def _comparisons(
@@ -121,6 +135,8 @@ def _classes(
     values = [row["label"] for row in examples]
     if any(isinstance(value, float) for value in values):
         return _scores(embedder, examples, groups, "label")
+    if all(isinstance(value, bool) for value in values):
+        return _flags(embedder, examples, groups)
     named = [_class_name(value, i) for i, value in enumerate(values, 1)]
     labels = tuple(sorted(set(named)))
     if len(labels) < 2:
@@ -130,6 +146,23 @@ def _classes(
     info = ScoringInfo(labels, "softmax", inputs)
     targets = np.equal.outer(named, labels).astype(np.float64)
     return HeadProblem(features, rows, targets, "softmax", info, groups)
+
+
+def _flags(
+    embedder: Embedder,
+    examples: Sequence[Mapping[str, Any]],
+    groups: list[str] | None,
+) -> HeadProblem:
+    """Whether something is so: one score, its probability."""
+    targets = np.array([[row["label"]] for row in examples], float)
+    if targets.min() == targets.max():
+        raise InputError(
+            f"All examples have the label {bool(targets[0])}; two are needed."
+        )
+    features, rows = _features(embedder, examples, "ordered-pair")
+    inputs: Any = "single" if features == "text" else "pair"
+    info = ScoringInfo(("label",), "sigmoid", inputs)
+    return HeadProblem(features, rows, targets, "sigmoid", info, groups)
 
 
 def _several(
@@ -151,30 +184,45 @@ def _several(
     return HeadProblem("text", rows, targets, "sigmoid", info, groups)
 
 
+def _check_tags(examples: Sequence[Mapping[str, Any]]) -> None:
+    for i, row in enumerate(examples, 1):
+        Text.of(row["tokens"], i - 1)
+        if len(row["tokens"]) != len(row["tags"]):
+            raise InputError(f"Example {i} has not as many tags as tokens.")
+
+
 def _tags(
     embedder: Embedder,
     examples: Sequence[Mapping[str, Any]],
     groups: list[str] | None,
 ) -> HeadProblem:
     """The first token of each word, as `EntityRecognizer` labels words."""
-    engine = view(embedder.engine, "token_embeddings")
-    texts = []
-    for i, row in enumerate(examples, 1):
-        if len(row["tokens"]) != len(row["tags"]):
-            raise InputError(f"Example {i} has not as many tags as tokens.")
-        texts.append(Text.of(row["tokens"], i - 1))
-    encodings = engine.tokenize([text.text for text in texts])
+    tagged = "tokens" in examples[0]
+    texts = [
+        Text.of(row["tokens" if tagged else "text"], i)
+        for i, row in enumerate(examples)
+    ]
     rows, tags, members = [], [], []
-    vectors = engine.run(encodings)
-    for i, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-        inner = np.flatnonzero(np.equal(encoding.special_tokens_mask, 0))
-        offsets = np.array(encoding.offsets).reshape(-1, 2)[inner]
-        words, at = np.unique(text.word_of(offsets), return_index=True)
-        rows.append(vectors[i][inner[at]])
-        tags += [str(examples[i]["tags"][word]) for word in words]
+    read = read_tokens(embedder.engine, texts, TOKENS)
+    for i, (row, text, tokens) in enumerate(zip(examples, texts, read, strict=True)):
+        if not len(tokens.words):
+            continue
+        starts = tokens.word_starts()
+        rows.append(tokens.rows[starts])
+        if tagged:
+            found = [str(row["tags"][word]) for word in tokens.words[starts]]
+        else:
+            places = tokens.places(starts)
+            places[:, 0] = [without_space(text.text, a, b) for a, b in places.tolist()]
+            found = word_labels(row, places, f"Example {i + 1}")
+        tags += found
         # Words of a text are alike: they stay together in a fold.
-        members += [groups[i] if groups else str(i)] * len(words)
+        members += [groups[i] if groups else str(i)] * len(found)
     labels = tuple(sorted(set(tags), key=lambda tag: (tag != "O", tag)))
+    if len(labels) < 2:
+        raise InputError(
+            f"All words have the label {', '.join(labels) or '(there are none)'}; two are needed."
+        )
     parts = {split_label(label)[0] for label in labels}
     scheme: Any = "BIOES" if parts & {"E", "S"} else "BIO" if "B" in parts else "IO"
     targets = np.equal.outer(tags, labels).astype(np.float64)
@@ -185,8 +233,8 @@ def _tags(
 _Maker = Callable[
     [Embedder, Sequence[Mapping[str, Any]], "list[str] | None"], HeadProblem
 ]
+_TOKENS: tuple[tuple[str, ...], ...] = (("tokens", "tags"), ("text", "entities"))
 _MAKERS: dict[tuple[str, ...], _Maker] = {
-    ("tokens", "tags"): _tags,
     ("text1", "text2", "score"): _scores,
     ("text1", "text2", "label"): _classes,
     ("text", "score"): _scores,

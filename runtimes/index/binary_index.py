@@ -70,8 +70,7 @@ class BinaryIndex:
             BinaryIndexError: It is no index, damaged, or too new.
         """
         self.path = Path(path)
-        self._snapshot = open_snapshot(self.path)
-        self._lists: Lists | None = None
+        self.refresh()
 
     @classmethod
     def create(
@@ -155,8 +154,17 @@ class BinaryIndex:
 
     def refresh(self) -> None:
         """See what has been added and deleted since the index was opened."""
+        # Taken first: what changes while the files are mapped shows at the next look.
+        self._stamp = _stamp(self.path)
         self._snapshot = open_snapshot(self.path)
-        self._lists = None
+        self._lists: Lists | None = None
+
+    def is_current(self) -> bool:
+        """Whether nothing was added or deleted since, by any process; looks at one file's times, reads nothing.
+
+        An index that is gone meanwhile, as while it is replaced, is what it was.
+        """
+        return _stamp(self.path) in (self._stamp, None)
 
     def check_encoder(self, encoder: EncoderInfo) -> None:
         """Refuse an encoder that did not make the codes of this index.
@@ -375,3 +383,12 @@ class BinaryIndex:
             except FileNotFoundError:  # compacted since: all codes are still mapped
                 return None
         return self._lists
+
+
+def _stamp(index: Path) -> tuple[int, ...] | None:
+    """Changes with every batch, which replaces the manifest; None where there is none."""
+    try:
+        found = (index / MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

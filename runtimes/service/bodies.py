@@ -137,6 +137,15 @@ class NerBody(Body, NerParameters):
     parameters: NerParameters | None = None
 
 
+class AnalyzeBody(Truncated):
+    """`/analyze`."""
+
+    inputs: Text | list[Text]
+    heads: list[Text] | None = None
+    aggregation_strategy: Strategy = "first"
+    threshold: Threshold = 0.0
+
+
 class SearchBody(Body):
     """`/search`."""
 

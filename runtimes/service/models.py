@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 import edgelm
 from edgelm.bundle import Manifest
 from edgelm.errors import InputError
+from edgelm.runtimes import Model
+from edgelm.runtimes.analysis import Analyzer
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.index.encoding import TextEncoder
-from edgelm.runtimes.ner import EntityRecognizer
-from edgelm.runtimes.scoring import Scorer
 from edgelm.runtimes.service.replies import Refusal
 from edgelm.runtimes.sharing import SharedEngine, share
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Model = Embedder | EntityRecognizer | Scorer
 
 
 @dataclass
@@ -42,6 +41,19 @@ class Served:
     model: Model
     since: int = field(default_factory=lambda: int(time.time()))
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+
+    @cached_property
+    def heads(self) -> tuple[Served, ...]:
+        """Its heads, each called ``NAME/HEAD`` and with the queue of the whole; none where it has one."""
+        if not isinstance(self.model, Analyzer):
+            return ()
+        models: dict[str, Model] = dict(self.model.heads)
+        if self.model.embedder is not None:
+            models["embedding"] = self.model.embedder
+        return tuple(
+            Served(f"{self.name}/{head}", model, self.since, self.seconds)
+            for head, model in models.items()
+        )
 
     @property
     def engine(self) -> SharedEngine:
@@ -64,13 +76,35 @@ class Served:
         return whole
 
 
-@dataclass(frozen=True)
 class Search:
-    """An index and the encoder of its queries."""
+    """An index and the encoder of its queries.
 
-    index: BinaryIndex
-    encoder: TextEncoder
-    served: Served
+    Attributes:
+        encoder: Of queries.
+        served: The model that it is.
+        latest: The index as it was when it was opened last.
+    """
+
+    def __init__(
+        self, index: BinaryIndex, encoder: TextEncoder, served: Served
+    ) -> None:
+        """Take an opened index that the encoder made."""
+        self.encoder, self.served = encoder, served
+        self.latest = index
+        self._lock = threading.Lock()
+
+    def index(self) -> BinaryIndex:
+        """The index as it is now, for one request: others change it, and later requests get another object.
+
+        Raises:
+            BinaryIndexError: It was replaced by one of another encoder, or is damaged.
+        """
+        with self._lock:
+            if not self.latest.is_current():
+                fresh = BinaryIndex(self.latest.path)
+                fresh.check_encoder(self.encoder.info)
+                self.latest = fresh
+            return self.latest
 
 
 class Models:
@@ -89,8 +123,9 @@ class Models:
             BinaryIndexError: The index is damaged or too new.
         """
         self.all = tuple(served)
-        self._by_name = {one.name: one for one in served}
-        if len(self._by_name) < len(self.all):
+        own = {one.name for one in served}
+        self._by_name = {o.name: o for one in served for o in (one, *one.heads)}
+        if len(own) < len(self.all):
             names = ", ".join(one.name for one in served)
             raise InputError(
                 f"Every bundle needs a name of its own. Got {names}; write NAME=PATH."
@@ -98,7 +133,7 @@ class Models:
         self.search = None if index is None else self._open(index)
 
     def pick(self, name: str | None, *kinds: type[Model]) -> Served:
-        """The model that a request means: the one it names, else the first that fits.
+        """The model that a request means: the one it names or a head of it, else the first that fits.
 
         Raises:
             Refusal: There is no such model, or it is for another task.
@@ -112,9 +147,10 @@ class Models:
                 code="model_not_found",
             )
         offered = [self._by_name[name]] if name is not None else self.all
-        for one in offered:
-            if not kinds or isinstance(one.model, kinds):
-                return one
+        for whole in offered:
+            for one in (whole, *whole.heads):
+                if not kinds or isinstance(one.model, kinds):
+                    return one
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise Refusal(
             f"This route needs a bundle for an {wanted}; {name or 'this server'} has none. "
@@ -125,7 +161,7 @@ class Models:
     def _open(self, path: Path) -> Search:
         index = BinaryIndex(path)
         made_by = index.manifest.encoder
-        for one in self.all:
+        for one in self._by_name.values():
             if isinstance(one.model, Embedder):
                 encoder = TextEncoder(one.model)
                 if made_by is not None and encoder.info.digest == made_by.digest:
@@ -170,9 +206,12 @@ def open_models(
 
 def model_type(manifest: Manifest) -> Mapping[str, Any]:
     """What text-embeddings-inference calls ``model_type``."""
-    if manifest.embedding is not None:
+    if manifest.task == "embedding" and manifest.embedding is not None:
         return {"embedding": {"pooling": manifest.embedding.pooling}}
-    info = manifest.scoring or manifest.ner
+    heads = manifest.heads.values()
+    scorings = (manifest.scoring, *(head.scoring for head in heads))
+    recognizers = (manifest.ner, *(head.ner for head in heads))
+    info = next((i for i in (*scorings, *recognizers) if i is not None), None)
     labels = dict(enumerate(info.labels if info else ()))
     ids = {
         "id2label": {str(i): label for i, label in labels.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,13 +14,16 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 import edgelm
+from edgelm.errors import BinaryIndexError
+from edgelm.runtimes.analysis import Analyzer, Answer
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.index.binary_index import Hit
-from edgelm.runtimes.ner import EntityRecognizer
+from edgelm.runtimes.ner import Entity, EntityRecognizer
 from edgelm.runtimes.scoring import Scorer
 from edgelm.runtimes.service import tei
 from edgelm.runtimes.service.bodies import (
     TEI_ERRORS,
+    AnalyzeBody,
     EmbedBody,
     NerBody,
     NerParameters,
@@ -27,9 +31,10 @@ from edgelm.runtimes.service.bodies import (
     SearchBody,
     SimilarityBody,
 )
+from edgelm.runtimes.service.embedding import check_direction
 from edgelm.runtimes.service.models import Search, Served
 from edgelm.runtimes.service.replies import Refusal, reply, success
-from edgelm.runtimes.service.state import characters
+from edgelm.runtimes.service.state import characters, finite
 from edgelm.runtimes.service.tei import log_fields, state_of
 
 B = TypeVar("B", bound=BaseModel)
@@ -62,16 +67,9 @@ async def ner(body: NerBody, request: Request) -> Response:
         strategy=strategy,
         thresholds=threshold,
     )
-    key = "entity" if strategy == "none" else "entity_group"
     rows = [
         [
-            {
-                key: entity.label,
-                "score": entity.score,
-                "word": entity.text,
-                "start": entity.start,
-                "end": entity.end,
-            }
+            _entity(entity, strategy)
             for entity in entities
             if entity.label not in ignored
             and (wanted is None or entity.label in wanted)
@@ -80,6 +78,65 @@ async def ner(body: NerBody, request: Request) -> Response:
     ]
     single = isinstance(body.inputs, str)
     return success(rows[0] if single else rows, call, characters=characters(texts))
+
+
+def _entity(entity: Entity, strategy: str) -> dict[str, Any]:
+    """As the pipeline of transformers gives it."""
+    return {
+        "entity" if strategy == "none" else "entity_group": entity.label,
+        "score": entity.score,
+        "word": entity.text,
+        "start": entity.start,
+        "end": entity.end,
+    }
+
+
+@router.post("/analyze")
+async def analyze(body: AnalyzeBody, request: Request) -> Response:
+    """What every head says of a text, from one pass; of a list of texts a list."""
+    state = state_of(request)
+    served = state.models.pick(body.model, Analyzer)
+    check_direction(body)
+    analyzer = served.model
+    assert isinstance(analyzer, Analyzer)
+    unknown = [name for name in body.heads or () if name not in analyzer.heads]
+    if unknown:
+        raise Refusal(
+            f"{served.name} has no head {unknown[0][:100]!r}. Its heads: {', '.join(analyzer.heads)}.",
+            param="heads",
+        )
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    log_fields(request, served, inputs=len(texts))
+    (answers, cut), call = await state.run(
+        served,
+        analyzer.analyze_with_truncation,
+        texts,
+        inputs=len(texts),
+        cut=body.truncate,
+        heads=body.heads,
+        strategy=body.aggregation_strategy,
+        thresholds=body.threshold,
+    )
+    strategy = body.aggregation_strategy
+    rows = [
+        {name: _answer(answer, strategy) for name, answer in by_head.items()}
+        for by_head in answers
+    ]
+    single = isinstance(body.inputs, str)
+    return success(
+        rows[0] if single else rows,
+        call,
+        characters=characters(texts),
+        truncated=int(cut.sum()),
+    )
+
+
+def _answer(answer: Answer, strategy: str) -> Any:
+    if isinstance(answer, list):
+        return [_entity(entity, strategy) for entity in answer]
+    if isinstance(answer, dict):
+        return {label: finite(np.asarray(score)) for label, score in answer.items()}
+    return finite(np.asarray(answer))
 
 
 @router.post("/search")
@@ -104,12 +161,12 @@ async def search(body: SearchBody, request: Request) -> Response:
 
 def _search(searched: Search, texts: list[str], k: int) -> list[list[Hit]]:
     queries = searched.encoder.queries(texts, truncate=True)
-    stored = searched.index.manifest.vectors is not None
-    return searched.index.search(
+    index = searched.index()
+    return index.search(
         queries.rows,
         k,
         shortlist=queries.codes,
-        vectors=queries.vectors if stored else None,
+        vectors=queries.vectors if index.manifest.vectors else None,
     )
 
 
@@ -123,6 +180,8 @@ async def main_task(
         return await tei.similarity(_body(SimilarityBody, data), request)
     name = data.get("model")
     served = state_of(request).models.pick(name if isinstance(name, str) else None)
+    if isinstance(served.model, Analyzer):
+        return await analyze(_body(AnalyzeBody, data), request)
     if isinstance(served.model, EntityRecognizer):
         return await ner(_body(NerBody, data), request)
     if isinstance(served.model, Scorer):
@@ -160,11 +219,12 @@ async def status(request: Request) -> Response:
     searched = state.models.search
     index = None
     if searched is not None:
-        about = searched.index.manifest
+        with suppress(BinaryIndexError):  # requests that need it are told
+            searched.index()
         index = {
-            "path": str(searched.index.path),
-            "rows": len(searched.index),
-            "bits": about.bits,
+            "path": str(searched.latest.path),
+            "rows": len(searched.latest),
+            "bits": searched.latest.bits,
             "model": searched.served.name,
         }
     return reply(
@@ -202,7 +262,10 @@ def _about(served: Served) -> dict[str, Any]:
         "digest": manifest.files[manifest.graph.file].sha256[:12],
         "max_length": manifest.tokenizer.max_length,
         "dimension": model.dimension if isinstance(model, Embedder) else None,
-        "labels": None if isinstance(model, Embedder) else list(model.labels),
+        "labels": list(model.labels)
+        if isinstance(model, (EntityRecognizer, Scorer))
+        else None,
+        "heads": {one.name: one.manifest.task for one in served.heads},
         "pairs": isinstance(model, Scorer) and model.takes_pairs,
         "waiting": len(served.engine.batcher),
         "requests": len(seconds),

@@ -56,6 +56,10 @@ class Outcome:
     starved: bool
 
 
+def _say_nothing(what: str) -> None:
+    """Nobody asked."""
+
+
 def make_key(bundle: Bundle, plan: BuildPlan, gpu: GpuInfo) -> Key:
     """What the engine of a bundle depends on here.
 
@@ -103,14 +107,26 @@ def look_up(bundle: Bundle) -> tuple[Found, Key, BuildPlan]:
     return find(key, _name(bundle)), key, plan
 
 
-def open_session(bundle: Bundle, workers: int = 1) -> Session:
+def open_session(
+    bundle: Bundle, workers: int = 1, *, build: bool | Progress = False
+) -> Session:
     """Open the engine that was built here for a bundle.
+
+    Args:
+        bundle: The bundle.
+        workers: Inferences that may run at once.
+        build: Build it first where there is none; a function is told what is being done.
 
     Raises:
         SessionError: None was, or it is of another device or version; the sentence says why.
+            Or it cannot be built.
+        GateError: It was built and does not agree with the golden examples.
         MissingExtraError: TensorRT is not installed.
     """
     found, _, plan = look_up(bundle)
+    if found.plan is None and build:
+        build_engine(bundle, progress=build if callable(build) else _say_nothing)
+        found, _, plan = look_up(bundle)
     if found.plan is None:
         raise SessionError(
             f"{found.why} Build it here with: edgelm build {bundle.name}"
@@ -123,7 +139,7 @@ def build_engine(
     *,
     force: bool = False,
     root: Path = ROOT,
-    progress: Progress = lambda what: None,
+    progress: Progress = _say_nothing,
 ) -> Record:
     """Build, verify and keep a bundle's engine, unless it is kept already.
 

@@ -21,7 +21,7 @@ from edgelm.cli import cli
 from edgelm.codes.config import BinaryCodes
 from edgelm.codes.words import LabelledWords, _left_out, build_word_index
 from edgelm.errors import BinaryIndexError, BundleError, InputError
-from edgelm.runtimes.engine import Engine, open_engine, view
+from edgelm.runtimes.engine import Engine, open_engine
 from edgelm.runtimes.few_shot import (
     WORDS,
     FewShotRecognizer,
@@ -98,21 +98,20 @@ def test_what_was_labelled_is_found_again(engine: Engine, index: Path) -> None:
 
 
 def test_a_word_is_the_mean_of_its_tokens_also_over_windows(engine: Engine) -> None:
-    tokens = view(engine, TOKENS)
-    encoding = tokens.tokenize(["uning paris"])[0]
-    (rows,) = tokens.run([encoding])
-    (words,) = word_vectors(tokens, ["uning paris"])
+    encoding = engine.tokenize(["uning paris"])[0]
+    (rows,) = engine.run([encoding], TOKENS)
+    (words,) = word_vectors(engine, ["uning paris"])
     assert words.offsets.tolist() == [[0, 5], [6, 11]]
     assert encoding.word_ids == [None, 0, 0, 1, None]
     np.testing.assert_allclose(words.vectors[0], rows[1:3].mean(axis=0), rtol=1e-6)
     long = " ".join(["paris", "reads", "uning"] * 40)
-    (words,) = word_vectors(tokens, [long])
+    (words,) = word_vectors(engine, [long])
     assert [long[a:b] for a, b in words.offsets] == long.split()
-    windows = tokens.tokenize([long])[0]
+    windows = engine.tokenize([long])[0]
     windows = [windows, *windows.overflowing]
-    if tokens.manifest.task == "embedding":  # its windows do not overlap
+    if engine.manifest.task == "embedding":  # its windows do not overlap
         held = dict[int, list[Any]]()
-        for window, its in zip(windows, tokens.run(windows), strict=True):
+        for window, its in zip(windows, engine.run(windows, TOKENS), strict=True):
             for word, row in zip(window.word_ids, its, strict=True):
                 if word is not None:
                     held.setdefault(word, []).append(row)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm.errors import ClosedError, InputError
+from edgelm.errors import ClosedError, InputError, OverloadError
 from edgelm.runtimes.sharing import Call, SharedEngine, calling, close, in_thread, share
+from tests.conftest import with_token_embeddings
 
 Bundles = Callable[..., Path]
 TEXTS = [
@@ -97,6 +98,28 @@ def test_dynamic_int8_runs_alone_and_is_exact_unless_batches_are_asked_for(
     assert (
         0.97 < cosines.min() < 1 - 1e-4
     )  # if this is exact some day, batches can be the default
+
+
+def test_vectors_of_tokens_go_through_the_queue(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    """Whatever output is asked for: counted, limited, closed, and in dynamic int8 alone."""
+    base = with_token_embeddings(bundles("embedding"), tmp_path / "tokens")
+    model: Any = edgelm.load(base)
+    shared = share(model, max_queue=4)
+    batches: list[Any] = []
+    shared.engine.batcher.observe = batches.append
+    with calling(Call()) as call:
+        found = shared.encode_tokens(TEXTS)
+    for one, due in zip(found, model.encode_tokens(TEXTS), strict=True):
+        np.testing.assert_allclose(one.vectors, due.vectors, atol=1e-5)
+    assert sum(batch.rows for batch in batches) == len(TEXTS)
+    assert call.tokens == sum(batch.tokens for batch in batches)
+    with calling(Call(wait=False)), pytest.raises(OverloadError, match="of at most 4"):
+        shared.encode_tokens(TEXTS)
+    close(shared)
+    with pytest.raises(ClosedError):
+        shared.encode_tokens(TEXTS)
 
 
 def test_a_call_counts_and_refuses_what_would_be_cut(bundles: Bundles) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,64 @@ def test_without_an_engine_a_bundle_says_how_to_build_it(
     )
     assert done.returncode == 1
     assert f"Build it here with: edgelm build {bundle}" in done.stderr
+
+
+def test_a_bundle_may_build_its_engine_when_it_is_opened(
+    major: str, bundles: Bundles, tmp_path: Path
+) -> None:
+    """By the command and by the library: the same build, up to TensorRT's first call."""
+    bundle = bundles("embedding", "fp16", "jetson-orin-nano")
+    env = {**environment(major), "XDG_CACHE_HOME": str(tmp_path)}
+    code = "import sys, edgelm; edgelm.load(sys.argv[1], build=lambda what: print('told', what))"
+    for args in (
+        ["-m", "edgelm", "run", str(bundle), "text", "--build"],
+        ["-c", code, str(bundle)],
+    ):
+        done = subprocess.run(
+            [sys.executable, *args],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        said = done.stdout + done.stderr
+        assert "building the dense engine: workspace" in said
+        assert "The process that builds the engine ended" in said
+    assert "told building" in said
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"), "CUDAExecutionProvider"),
+        (("TensorrtExecutionProvider", "CPUExecutionProvider"), "TensorrtExecutionProvider"),
+        (("CPUExecutionProvider",), "its engine is built on the device"),
+    ],
+)  # fmt: skip
+def test_without_tensorrt_onnx_runtime_takes_its_gpu_but_no_cpu(
+    bundles: Bundles, tmp_path: Path, offered: tuple[str, ...], chosen: str
+) -> None:
+    """A module in the place of onnxruntime-gpu, which needs a GPU to offer anything."""
+    bundle = bundles("embedding", "fp16", "jetson-orin-nano")
+    (tmp_path / "onnxruntime.py").write_text(
+        f"__version__ = '1.23'\ndef get_available_providers(): return {list(offered)}\n",
+        encoding="utf-8",
+    )
+    code = (
+        "import sys; from edgelm.bundle import open_bundle\n"
+        "from edgelm.runtimes.engine import chosen_provider\n"
+        "print(chosen_provider(open_bundle(sys.argv[1]), None))"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert chosen in done.stdout + done.stderr
 
 
 def test_the_doctor_imports_it(major: str) -> None:

@@ -317,12 +317,16 @@ def test_a_snapshot_stays_until_it_is_refreshed(tmp_path: Path) -> None:
     old = BinaryIndex(tmp_path / "index")
     query = np.zeros((1, 4), np.uint8)
     before = old.search(query, 9)
+    assert old.is_current()
     grow(index, "second", 3)
+    assert not old.is_current()
     index.delete(["first-1"])
     assert old.search(query, 9) == before
     index.compact()
     assert old.search(query, 9) == before  # its files are gone from the folder
+    assert not old.is_current()
     old.refresh()
+    assert old.is_current()
     assert len(old) == 7
 
 
