@@ -258,7 +258,7 @@ def test_ner_data_in_both_forms(bundles: Bundles, tmp_path: Path) -> None:
     rows = [{"tokens": ["x"], "tags": ["B-enzyme"]}]
     other = accuracy.load_dataset(write_rows(tmp_path / "o.jsonl", rows))
     with pytest.raises(
-        InputError, match="has the entity types enzyme; the model has LOC, O, PER"
+        InputError, match="has the entity types enzyme; the model has LOC, PER"
     ):
         accuracy.evaluate(model, other)
 
@@ -285,10 +285,12 @@ def test_retrieval_in_beirs_layout(bundles: Bundles, tmp_path: Path) -> None:
     )
     (tmp_path / "qrels" / "test.tsv").write_text(qrels, encoding="utf-8")
     data = accuracy.load_dataset(tmp_path)
-    assert [row["_id"] for row in data.rows] == ["q0", "q1", "q2"]
+    assert [row["id"] for row in data.rows] == ["q0", "q1", "q2"]
     assert accuracy.evaluate(embedder(bundles("embedding")), data) == {
         "ndcg@10": 100.0,
         "recall@10": 100.0,
+        "recall@100": 100.0,
+        "map@100": 100.0,
     }
 
 
@@ -299,7 +301,7 @@ def test_retrieval_in_beirs_layout(bundles: Bundles, tmp_path: Path) -> None:
         ([{"a": 1}], "has the fields a"),
         (
             [{"text1": "a", "text2": "b", "score": 1}, {"text1": "a"}],
-            "row 2: there is no field 'text2'",
+            "line 2: there is no field 'text2'",
         ),
     ],
 )

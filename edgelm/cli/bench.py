@@ -1,9 +1,8 @@
-"""Commands that measure: bench, eval."""
+"""The command bench."""
 
 from __future__ import annotations
 
 import json
-import re
 from datetime import datetime
 from pathlib import Path
 
@@ -121,81 +120,4 @@ def bench(
         )
 
 
-@click.command("eval")
-@click.argument("model")
-@click.option(
-    "--data",
-    required=True,
-    help="Labelled data: a JSON lines file, a folder in BEIR's layout, or built-in.",
-)
-@click.option("--against", metavar="MODEL", help="A bundle or model to compare with.")
-@click.option(
-    "--max-drop",
-    metavar="PERCENT",
-    help="With --against: exit 3 if the measure is lower by more than this, for example 1%.",
-)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as JSON lines on stdout."
-)
-def evaluate(
-    model: str, data: str, against: str | None, max_drop: str | None, as_json: bool
-) -> None:
-    """Measure the quality of MODEL (a bundle, checkpoint or model) on labelled data.
-
-    \b
-    edgelm eval bundle --data pairs.jsonl --against minilm --max-drop 1%
-    """
-    from edgelm.evaluate import accuracy
-    from edgelm.evaluate.contender import open_any
-
-    if max_drop is not None and against is None:
-        raise click.UsageError(
-            "--max-drop compares with another model: name it with --against."
-        )
-    allowed = _percent(max_drop) if max_drop is not None else None
-    opened = open_any(model)
-    sets = accuracy.find_datasets(data, opened)
-    other = open_any(against) if against is not None else None
-    rows: list[tuple[str, ...]] = []
-    falls: list[tuple[float, float, str]] = []
-    for dataset in sets:
-        measured = accuracy.evaluate(opened, dataset)
-        reference = accuracy.evaluate(other, dataset) if other is not None else {}
-        if as_json:
-            emit(
-                {
-                    "model": model,
-                    "data": dataset.name,
-                    "rows": len(dataset.rows),
-                    **measured,
-                    "against": reference or None,
-                }
-            )
-        for name, value in measured.items():
-            before = [f"{reference[name]:.2f}"] if reference else []
-            rows.append(
-                (
-                    f"{dataset.name} ({len(dataset.rows)} rows)",
-                    name,
-                    f"{value:.2f}",
-                    *before,
-                )
-            )
-        if reference:
-            main = next(iter(measured))
-            falls.append((reference[main], measured[main], f"{main} on {dataset.name}"))
-    columns = ["data", "measure", model, *([against] if against else [])]
-    show_table("Quality", columns, rows)
-    if allowed is not None:
-        for before_value, after, name in falls:
-            accuracy.check_drop(before_value, after, allowed, name)
-
-
-def _percent(text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", text)
-    if not match:
-        raise click.UsageError(f"--max-drop takes a percentage such as 1%. Got {text}.")
-    return float(match[1])
-
-
-COMMANDS = {"bench": bench, "eval": evaluate}
+COMMANDS = {"bench": bench}
