@@ -54,7 +54,7 @@ class Endpoint:
         address, _, self.model = reference.partition("#")
         self.address = address.rstrip("/").removesuffix("/embeddings")
         self._timeout = timeout
-        self._batch = 32
+        self._batch = 16
         self.labels: tuple[str, ...] = ()
         self.takes_pairs = False
         if urlsplit(self.address).path.endswith("/v1"):
