@@ -30,6 +30,7 @@ COMMANDS = {
     "info": "look",
     "lint": "look",
     "ner-index": "ner_index",
+    "report": "report",
     "run": "run",
     "serve": "serve",
     "targets": "look",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import click
 
-from edgelm.cli.console import emit, finite, progress_bar, say, show_table
+from edgelm.cli.console import emit, progress_bar, say, show_table
+from edgelm.cli.reporting import command_line, report_stem, write_report
 
 
 @click.command("eval")
@@ -113,12 +113,13 @@ def evaluate(
         )
     allowed = _percent(max_drop) if max_drop is not None else None
     settings = Settings(threads, context, stride)
-    stem = _free_stem(report, force) if report is not None else None
+    stem = report_stem(report, force=force) if report is not None else None
     with progress_bar("opening") as update:
-        if index is None:
-            subject = open_subject(model, settings, update)
-        else:
-            subject = with_index(model, index, settings, update)
+        subject = (
+            open_subject(model, settings, update)
+            if index is None
+            else with_index(model, index, settings, update)
+        )
         sets = accuracy.find_datasets(data, subject, split)
         other = None
         if against is not None:
@@ -126,9 +127,11 @@ def evaluate(
         result = examine(
             subject, sets, other, resamples=resamples, seed=seed, changes=changes
         )
-    result["command"] = _command()
+    result["command"] = command_line()
     if stem is not None:
-        _write(stem, result, force)
+        from edgelm.reports.summary import summary_page
+
+        write_report(stem, result, summary_page([result]), force=force)
     if as_json:
         for found in result["datasets"]:
             emit(_line(result, found))
@@ -174,36 +177,6 @@ def _show(result: Mapping[str, Any], model: str, against: str | None) -> None:
     for found in result["datasets"]:
         for sentence in (*found["notes"], *filter(None, [found.get("statement")])):
             say(sentence)
-
-
-def _free_stem(report: Path, force: bool) -> Path:
-    """The report's name without its ending; refused before the work if it is taken."""
-    from edgelm.atomic import check_free
-
-    stem = report.with_suffix("") if report.suffix in (".html", ".json") else report
-    for ending in (".json", ".html"):
-        check_free(stem.with_name(stem.name + ending), marker=None, force=force)
-    return stem
-
-
-def _write(stem: Path, result: Mapping[str, Any], force: bool) -> None:
-    from edgelm.atomic import new_file
-    from edgelm.reports.summary import summary_page
-
-    text = json.dumps(finite(result), indent=2, ensure_ascii=False) + "\n"
-    with new_file(stem.with_name(stem.name + ".json"), force=force) as path:
-        path.write_text(text, encoding="utf-8")
-    page = summary_page([(f"{stem.name}.json", json.loads(text))])
-    with new_file(stem.with_name(stem.name + ".html"), force=force) as path:
-        path.write_text(page, encoding="utf-8")
-
-
-def _command() -> str:
-    """The command as it was typed, to be typed again."""
-    import shlex
-    import sys
-
-    return shlex.join(["edgelm", *sys.argv[1:]])
 
 
 def _percent(text: str) -> float:

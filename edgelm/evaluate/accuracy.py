@@ -21,9 +21,9 @@ from edgelm.evaluate.data import (
     load_dataset,
     samples_of,
 )
-from edgelm.evaluate.measures import LOWER_IS_BETTER, Measure
+from edgelm.evaluate.measures import Measure
 from edgelm.evaluate.subjects import Subject, of_model
-from edgelm.metrics import Span
+from edgelm.metrics import LOWER_IS_BETTER, Span
 from edgelm.runtimes.labels import split_label
 
 __all__ = [

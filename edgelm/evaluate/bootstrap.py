@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.evaluate.measures import LOWER_IS_BETTER, Floats, Measure, value
+from edgelm.evaluate.measures import Floats, Measure, value
+from edgelm.metrics import LOWER_IS_BETTER
 
 RESAMPLES, SEED, LEVEL = 1000, 0, 0.95
 # Counts that are in memory at once: 32 MiB.

@@ -19,9 +19,6 @@ from edgelm.metrics import Span
 Floats = NDArray[np.float64]
 Measure = Callable[[Floats], Floats]
 
-# Of these a smaller value is better.
-LOWER_IS_BETTER = ("mae", "perplexity")
-
 
 def value(measure: Measure, units: int) -> float:
     """A measure of the data itself."""
