@@ -112,7 +112,12 @@ def bench(
     from edgelm.evaluate.measurement import check_speedup
     from edgelm.evaluate.profile import check_profiled, profile
     from edgelm.evaluate.recorded import compare_recorded, read_recorded
-    from edgelm.reports.latency import COLUMNS, contender_rows, extra_tables, verdicts
+    from edgelm.reports.latency import (
+        contender_columns,
+        contender_rows,
+        extra_tables,
+        verdicts,
+    )
     from edgelm.reports.profile import GROUPS, group_rows, sentences
     from edgelm.reports.summary import summary_page
 
@@ -151,7 +156,11 @@ def bench(
     write_report(stem, result, summary_page([result]), force=force)
     if as_json:
         emit(result)
-    show_table("Side by side", [title for _, title in COLUMNS], contender_rows(result))
+    show_table(
+        "Side by side",
+        [t for _, t in contender_columns(result)],
+        contender_rows(result),
+    )
     for title, columns, rows in extra_tables(result):
         show_table(title, columns, rows)
     for sentence in verdicts(result):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-_ROW, _LABEL, _WIDTH, _VALUE = 28, 160, 520, 62
+_ROW, _LABEL, _WIDTH, _VALUE = 28, 160, 440, 62
 
 
 def bars(
@@ -203,7 +203,7 @@ def scatter(
         The file's text or an ``<svg>`` element, with a text alternative.
     """
     width, height, left, right, top, bottom = (
-        (720, 420, 56, 150, 44, 44) if alone else (520, 300, 48, 24, 56, 44)
+        (720, 420, 56, 150, 44, 44) if alone else (440, 280, 48, 24, 56, 44)
     )
     xs, ys = [p[1] for p in points], [p[2] for p in points]
     largest = max(p[3] for p in points) or 1.0

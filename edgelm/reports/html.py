@@ -21,11 +21,12 @@ th { white-space: normal; vertical-align: bottom; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; max-width: 40rem; height: auto; margin: .6rem 0; display: block; }
+svg { width: 100%; max-width: 34rem; height: auto; margin: .6rem 0; display: block; }
 svg text { font: 13px system-ui, sans-serif;
   fill: var(--ink); } svg .title { font-weight: 600; } .bar { fill: var(--bar); }
 .first { fill: var(--first); }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 0 1.5rem; }
+.panels svg { max-width: 23rem; }
 .line { fill: none; stroke: var(--bar); stroke-width: 1.5; }
 .line.first { fill: none; stroke: var(--first); stroke-width: 2; } .axis { stroke: var(--line); }
 svg .soft { fill: var(--soft); font-size: 11px; } svg polyline { fill: none; stroke-width: 2; }

@@ -44,7 +44,7 @@ def latency_section(result: Mapping[str, Any]) -> str:
     plots = "".join(
         bars(title, unit, [(c["name"], c[key]) for c in contenders], better=better)
         for key, title, unit, better in _PLOTS
-        if all(c[key] is not None for c in contenders)
+        if all(key in c for c in contenders)
     )
     threads = work["threads"] or "all"
     about = (
@@ -55,7 +55,7 @@ def latency_section(result: Mapping[str, Any]) -> str:
     profile = result.get("profile")
     return (
         f'<h2>Side by side</h2><p class="note">{escape(about)}</p>{plots}'
-        + table([title for _, title in COLUMNS], contender_rows(result))
+        + table([t for _, t in contender_columns(result)], contender_rows(result))
         + _curve(contenders)
         + "".join(
             f"<h3>{escape(title)}</h3>{table(columns, rows)}"
@@ -68,11 +68,11 @@ def latency_section(result: Mapping[str, Any]) -> str:
 def machine_facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where and when numbers were taken."""
     clock = environment["cpu_clock"]
-    told = [f"governor {clock['governor']}"] if clock["governor"] else []
+    told = [f"governor {clock['governor']}"] if "governor" in clock else []
     told += [
         f"{clock[key]:.0f} MHz {word}"
         for key, word in (("now", "now"), ("least", "at least"), ("most", "at most"))
-        if clock[key] is not None
+        if key in clock
     ]
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
     return [
@@ -92,7 +92,7 @@ def _curve(contenders: Sequence[Mapping[str, Any]]) -> str:
         return ""
     counts = [load["threads"] for load in loads]
     series = [(c["name"], [load["texts_per_s"] for load in c["loads"]]) for c in contenders]  # fmt: skip
-    ends = (f"{counts[0]} threads", str(counts[-1]))
+    ends = (f"{counts[0]} at once", str(counts[-1]))
     steps = ", ".join(map(str, counts))
     note = f"Green: {contenders[0]['name']}. Grey: the others. Threads: {steps}."
     return (
@@ -164,12 +164,21 @@ def _recorded(name: str, found: Mapping[str, Any]) -> str:
     )
 
 
+def contender_columns(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys and titles of the table of contenders; nothing of what no machine told."""
+    return [
+        (key, title)
+        for key, title in COLUMNS
+        if any(key in c for c in result["contenders"])
+    ]
+
+
 def contender_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """Rows of the table of contenders."""
     return [
         [
-            number(c[key]) if isinstance(c[key], float) else str(c[key] or "")
-            for key, _ in COLUMNS
+            number(c[key]) if isinstance(c.get(key), float) else str(c.get(key, ""))
+            for key, _ in contender_columns(result)
         ]
         for c in result["contenders"]
     ]

@@ -76,7 +76,10 @@ def _slices(slices: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         cells = [one["by"], one["name"], str(one["units"]), one["measure"]]
         cells += [_two(one["value"]), _span(one["interval"])]
         if len(names) > 1:
-            cells += [_two(one["against"]), _span(one["difference"])]
+            cells += [
+                _two(one.get("against")),
+                _span(one.get("difference", (None, None))),
+            ]
         rows.append(cells)
     columns = list(_SLICES)
     if len(names) > 1:
@@ -91,7 +94,10 @@ def _changes(data: Mapping[str, Any], names: Sequence[str]) -> str:
         [
             one["unit"][:300],
             f"{one['change']:.2f}",
-            *(_answer(one[key], one["unit"]) for key in ("model", "against", "gold")),
+            *(
+                _answer(one.get(key), one["unit"])
+                for key in ("model", "against", "gold")
+            ),
         ]
         for one in data["disagreements"]
     ]

@@ -176,7 +176,9 @@ def _origins(results: Sequence[Result], models: Sequence[Result]) -> str:
             ("Made from", origin),
         ]
         if index := model.get("index"):
-            facts.append(("Index", f"{index['documents']} documents, {index['bits']} bits, vectors {index['vectors']}"))  # fmt: skip
+            facts.append(
+                ("Index", f"{index['documents']} documents, {index['bits']} bits")
+            )
         steps = model.get("recipe", {}).get("steps") or model.get("steps")
         parts.append(
             f"<h3>{escape(model['name'])}</h3>{fact_list(facts)}{_recipe(steps)}"
@@ -186,7 +188,7 @@ def _origins(results: Sequence[Result], models: Sequence[Result]) -> str:
             model, cost = result["model"], result["cost"]
             text = f"{cost['texts']} texts, {cost['tokens']} tokens, SHA-256 {result['calibration_digest']}"
             facts = [
-                ("Made from", f"{model['name']}, SHA-256 of its weights {model['source_digest']}"),
+                ("Made from", f"{model['name']}, SHA-256 {model['source_digest']}"),
                 ("Calibrated on", text),
                 ("Made by", result["created_by"]),
             ]  # fmt: skip
