@@ -135,7 +135,7 @@ def evaluate(
     if as_json:
         for found in result["datasets"]:
             emit(_line(result, found))
-    _show(result, model, against)
+    _show(result, against)
     if stem is not None:
         say(f"Report: {stem}.html, {stem}.json")
     if allowed is not None:
@@ -164,7 +164,7 @@ def _line(result: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _show(result: Mapping[str, Any], model: str, against: str | None) -> None:
+def _show(result: Mapping[str, Any], against: str | None) -> None:
     rows = []
     for found in result["datasets"]:
         for name, value in found["measures"].items():
@@ -172,7 +172,7 @@ def _show(result: Mapping[str, Any], model: str, against: str | None) -> None:
             other = [f"{found['against'][name]:.2f}"] if against else []
             where = f"{found['name']} ({found['rows']} rows)"
             rows.append((where, name, f"{value:.2f}", f"{low:.2f} to {high:.2f}", *other))  # fmt: skip
-    columns = ["data", "measure", model, "95 % interval"]
+    columns = ["data", "measure", result["model"]["name"], "95 % interval"]
     show_table("Quality", [*columns, *([against] if against else [])], rows)
     for found in result["datasets"]:
         for sentence in (*found["notes"], *filter(None, [found.get("statement")])):
