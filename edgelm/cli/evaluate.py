@@ -28,7 +28,7 @@ from edgelm.cli.reporting import command_line, report_stem, write_report
 )
 @click.option(
     "--index",
-    type=click.Path(exists=True),
+    type=click.Path(),
     help="Search this index, with queries that MODEL encodes, instead of encoding the documents.",
 )
 @click.option(
