@@ -59,24 +59,27 @@ def identity(reference: str, manifest: Manifest) -> dict[str, Any]:
         sizes = {name: info.size for name, info in bundle.manifest.files.items()}
         digest = file_digest(bundle.path / MANIFEST)
         return {**about, "target": manifest.target, "digest": digest, "files": sizes}
-    return {**about, **of_folder(reference)}
+    return {**about, **of_folder(reference, manifest.model.source_digest)}
 
 
-def of_folder(reference: str) -> dict[str, Any]:
-    """``digest`` of a model's weights and its ``files``; a checkpoint's ``recipe`` and calibration."""
+def of_folder(reference: str, source_digest: str) -> dict[str, Any]:
+    """``digest`` of a model's weights and its ``files``; a checkpoint's ``recipe`` and calibration.
+
+    What is no checkpoint is its source, whose digest holds an adapter too.
+    """
     from edgelm.models import locate
     from edgelm.tasks import read_json
 
     folder = locate(reference)
     weights = sorted(folder.glob("*.safetensors"))
-    digest = hashlib.sha256("".join(map(file_digest, weights)).encode()).hexdigest()
+    checkpoint = read_json(folder / "edgelm.json")
+    own = hashlib.sha256("".join(map(file_digest, weights)).encode()).hexdigest()
     names = ("tokenizer.json", "config.json")
     kept = [*weights, *(folder / name for name in names)]
     about: dict[str, Any] = {
-        "digest": digest,
+        "digest": own if checkpoint else source_digest,
         "files": {p.name: p.stat().st_size for p in kept if p.is_file()},
     }
-    checkpoint = read_json(folder / "edgelm.json")
     about |= {k: checkpoint[k] for k in ("recipe", "calibration_digest") if k in checkpoint}  # fmt: skip
     return about
 

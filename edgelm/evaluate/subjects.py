@@ -120,7 +120,7 @@ def open_subject(
         "precision": "fp32",
         "source": {"name": loaded.name, "digest": loaded.source_digest},
         "steps": list(loaded.steps),
-        **of_folder(reference),
+        **of_folder(reference, loaded.source_digest),
     }
     return Subject(reference, "lm", about, likelihood=of_texts)
 

@@ -230,7 +230,9 @@ def scatter(
     ]
     best = sorted((p for p in points if p[0] in front), key=lambda p: p[1])
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(p[1], p[2]) for p in best))
-    parts.append(f'<polyline points="{line}" stroke="{_COLOURS[0]}"/>')
+    # A page has colours of its own, for light and dark.
+    strokes = f'stroke="{_COLOURS[0]}"' if alone else 'class="line first"'
+    parts.append(f'<polyline points="{line}" {strokes}/>')
     taken: list[tuple[float, float]] = []
     for name, x, y, size in sorted(points, key=lambda p: p[2], reverse=True):
         across, down = at(x, y)
@@ -239,7 +241,10 @@ def scatter(
             label += 13
         taken.append((across, label))
         radius = 3 + 9 * (size / largest) ** 0.5
-        colour = _COLOURS[0] if name in front else _COLOURS[1]
+        best_one = name in front
+        fill = f'fill="{_COLOURS[0 if best_one else 1]}"'
+        if not alone:
+            fill = f'class="bar{" first" if best_one else ""}"'
         shown = shorten(name)
         # A name that would leave the picture stands before its point.
         fits = across + radius + 4 + 7 * len(shown) < width
@@ -247,7 +252,7 @@ def scatter(
             (across + radius + 4, "start") if fits else (across - radius - 4, "end")
         )
         parts.append(
-            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.55"/>'
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" {fill} fill-opacity="0.55"/>'
             f'<text x="{place:.1f}" y="{label:.1f}" text-anchor="{anchor}">{escape(shown)}</text>'
         )
     summary = "; ".join(f"{n}: {number(x)}, {number(y)}" for n, x, y, _ in points)

@@ -536,3 +536,15 @@ def test_progress_of_a_bundle_counts_its_texts(bundles: Bundles) -> None:
     assert seen[-1] == (len(PAIRS), len(PAIRS))
     assert subject.identity["kind"] == "bundle"
     assert len(subject.identity["digest"]) == 64
+
+
+def test_two_models_over_the_same_weights_have_digests_of_their_own(tiny: Any) -> None:
+    """The built-in adapters lie over minilm's file; a plain folder is its own source."""
+    from edgelm.models import load_model
+
+    digests = [load_model(name).source_digest for name in ("minilm", "minilm-ner")]
+    found = [open_subject(name).identity for name in ("minilm", "minilm-ner")]
+    assert [about["digest"] for about in found] == digests
+    assert digests[0] != digests[1]
+    about = open_subject(str(tiny("ner"))).identity
+    assert about["digest"] == about["source"]["digest"]
