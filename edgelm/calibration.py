@@ -127,7 +127,7 @@ def read_texts(path: Path) -> Iterator[str]:
     name = path.name.removesuffix(".gz").removesuffix(".zst")
     with open_binary(path) as stream:
         if name.endswith((".jsonl", ".json", ".ndjson")):
-            for number, row in enumerate(read_json_lines(stream, str(path)), 1):
+            for number, row in numbered_json_lines(stream, str(path)):
                 text = row.get("text") if isinstance(row, dict) else None
                 if not isinstance(text, str):
                     raise InputError(
@@ -149,12 +149,17 @@ def read_json_lines(stream: IO[bytes], name: str) -> Iterator[Any]:
     Raises:
         InputError: A line is not UTF-8 or not JSON; the message names the line.
     """
+    return (row for _, row in numbered_json_lines(stream, name))
+
+
+def numbered_json_lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
+    """As `read_json_lines`, each with its line's number, from 1."""
     for number, line in enumerate(stream, 1):
         text = decode(line, f"{name}, line {number}").strip()
         if not text:
             continue
         try:
-            yield json.loads(text)
+            yield number, json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{name}, line {number}: not JSON ({error}).") from error
 

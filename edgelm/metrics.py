@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Span = tuple[int, int, str]
+# Measures of which a smaller value is better.
+LOWER_IS_BETTER = ("mae", "perplexity")
 
 
 def snr_db(reference: ArrayLike, output: ArrayLike) -> float:

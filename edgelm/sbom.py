@@ -209,11 +209,15 @@ def _data(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def _tasks(manifest: Manifest) -> list[str]:
+    return [head.task for head in manifest.heads.values()] or [manifest.task]
+
+
 def _card(manifest: Manifest, data: list[dict[str, Any]]) -> dict[str, Any]:
     golden = manifest.golden
     return {
         "modelParameters": {
-            "task": _TASKS[manifest.task],
+            "task": ", ".join(sorted({_TASKS[task] for task in _tasks(manifest)})),
             "architectureFamily": "transformer",
             "modelArchitecture": manifest.model.architecture,
             "datasets": [{"ref": one["bom-ref"]} for one in data],

@@ -33,6 +33,23 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class CpuClock:
+    """The first core's clock, MHz, and who sets it; None for what the system does not tell.
+
+    Attributes:
+        governor: The kernel's governor, such as ``performance``.
+        now: At this moment.
+        least: Lower limit.
+        most: Upper limit.
+    """
+
+    governor: str | None
+    now: float | None
+    least: float | None
+    most: float | None
+
+
+@dataclass(frozen=True)
 class DeviceState:
     """A board at one moment.
 
@@ -121,6 +138,39 @@ def gpu_clock(root: Path = ROOT) -> Clock | None:
         if None not in values:
             return Clock(*(value / 1e6 for value in values if value is not None))
     return None
+
+
+def cpu_clock(root: Path = ROOT) -> CpuClock:
+    """The first core's clock and governor, as cpufreq tells; else its clock of ``/proc/cpuinfo``."""
+    folder = root / "sys" / "devices" / "system" / "cpu" / "cpu0" / "cpufreq"
+    khz = {
+        name: _number(folder / name)
+        for name in ("scaling_cur_freq", "scaling_min_freq", "scaling_max_freq")
+    }
+    now, least, most = (None if v is None else v / 1e3 for v in khz.values())
+    if now is None:
+        found = re.search(
+            r"^cpu MHz\s*:\s*([\d.]+)",
+            read_text(root / "proc" / "cpuinfo"),
+            re.MULTILINE,
+        )
+        now = float(found[1]) if found else None
+    governor = read_text(folder / "scaling_governor").strip()
+    return CpuClock(governor or None, now, least, most)
+
+
+def cpu_energy(root: Path = ROOT) -> float | None:
+    """Joules that the CPU packages took since some moment; None where the counters cannot be read.
+
+    The counters (RAPL) begin anew now and then: a difference below 0 says nothing.
+    """
+    folder = root / "sys" / "class" / "powercap"
+    found = [
+        joules / 1e6
+        for path in sorted(folder.glob("intel-rapl:*/energy_uj"))
+        if path.parent.name.count(":") == 1 and (joules := _number(path)) is not None
+    ]
+    return sum(found) if found else None
 
 
 def temperatures(root: Path = ROOT) -> dict[str, float]:

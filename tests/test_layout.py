@@ -108,7 +108,15 @@ def test_imports_point_one_way(path: Path) -> None:
             *base,
         )
     elif (
-        name.startswith(("edgelm.evaluate", "edgelm.cli", "edgelm.demo"))
+        name.startswith(
+            (
+                "edgelm.evaluate",
+                "edgelm.cli",
+                "edgelm.demo",
+                "edgelm.suites",
+                "edgelm.pytest_plugin",
+            )
+        )
         or name == "edgelm"
     ):
         return

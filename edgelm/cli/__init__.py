@@ -17,13 +17,13 @@ from edgelm.errors import EdgelmError
 # Command -> module that defines it. Loaded when called, so that `edgelm run` on a
 # device never waits for what `edgelm compress` needs.
 COMMANDS = {
-    "bench": "measure",
+    "bench": "bench",
     "build": "build",
     "codes": "codes",
     "compress": "compress",
     "demo": "demo",
     "doctor": "look",
-    "eval": "measure",
+    "eval": "evaluate",
     "export": "export",
     "fit-head": "fit",
     "index": "index",
@@ -31,6 +31,7 @@ COMMANDS = {
     "keygen": "sign",
     "lint": "look",
     "ner-index": "ner_index",
+    "report": "report",
     "run": "run",
     "serve": "serve",
     "sign": "sign",

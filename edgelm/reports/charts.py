@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-_ROW, _LABEL, _WIDTH, _VALUE = 28, 160, 520, 62
+_ROW, _LABEL, _WIDTH, _VALUE = 28, 160, 440, 62
 
 
 def bars(
@@ -43,12 +43,17 @@ def bars(
     )
 
 
-def lines(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Values over the blocks of a model, from zero.
+def lines(
+    title: str,
+    series: Sequence[tuple[str, Sequence[float]]],
+    ends: tuple[str, str] | None = None,
+) -> str:
+    """Values over the blocks of a model, or over other steps, from zero.
 
     Args:
         title: What is shown.
-        series: Name and a value a block; the first is highlighted.
+        series: Name and a value a step; the first is highlighted.
+        ends: Names of the first and last step; blocks if not given.
 
     Returns:
         An ``<svg>`` element with a text alternative.
@@ -79,9 +84,10 @@ def lines(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
             parts.append(
                 f'<circle class="{dot}" cx="{left}" cy="{y(values[0]):.1f}" r="3"/>'
             )
+    begin, end = ends or ("block 1", str(count))
     parts += [
-        f'<text class="soft" x="{left}" y="{height - 6}">block 1</text>',
-        f'<text class="soft" x="{width - right}" y="{height - 6}" text-anchor="end">{count}</text>',
+        f'<text class="soft" x="{left}" y="{height - 6}">{escape(begin)}</text>',
+        f'<text class="soft" x="{width - right}" y="{height - 6}" text-anchor="end">{escape(end)}</text>',
     ]
     summary = "; ".join(
         f"{name}: {', '.join(number(v) for v in values)}" for name, values in series
@@ -181,8 +187,9 @@ def scatter(
     points: Sequence[tuple[str, float, float, float]],
     *,
     front: Sequence[str],
+    alone: bool = True,
 ) -> str:
-    """Points with names, as an SVG file of its own; those of the front are joined.
+    """Points with names; those of the front are joined.
 
     Args:
         title: What is shown.
@@ -190,11 +197,14 @@ def scatter(
         y_name: What the second measures; more is better.
         points: Name, x, y, and what the area of the point stands for.
         front: Names of the points that no other beats in both.
+        alone: As an SVG file of its own; else as a part of a page, small enough for a phone.
 
     Returns:
-        The file's text, with a text alternative.
+        The file's text or an ``<svg>`` element, with a text alternative.
     """
-    width, height, left, right, top, bottom = 720, 420, 56, 150, 44, 44
+    width, height, left, right, top, bottom = (
+        (720, 420, 56, 150, 44, 44) if alone else (440, 280, 48, 24, 56, 44)
+    )
     xs, ys = [p[1] for p in points], [p[2] for p in points]
     largest = max(p[3] for p in points) or 1.0
     low, high = min(ys), max(ys)
@@ -220,7 +230,9 @@ def scatter(
     ]
     best = sorted((p for p in points if p[0] in front), key=lambda p: p[1])
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(p[1], p[2]) for p in best))
-    parts.append(f'<polyline points="{line}" stroke="{_COLOURS[0]}"/>')
+    # A page has colours of its own, for light and dark.
+    strokes = f'stroke="{_COLOURS[0]}"' if alone else 'class="line first"'
+    parts.append(f'<polyline points="{line}" {strokes}/>')
     taken: list[tuple[float, float]] = []
     for name, x, y, size in sorted(points, key=lambda p: p[2], reverse=True):
         across, down = at(x, y)
@@ -229,14 +241,25 @@ def scatter(
             label += 13
         taken.append((across, label))
         radius = 3 + 9 * (size / largest) ** 0.5
-        colour = _COLOURS[0] if name in front else _COLOURS[1]
+        best_one = name in front
+        fill = f'fill="{_COLOURS[0 if best_one else 1]}"'
+        if not alone:
+            fill = f'class="bar{" first" if best_one else ""}"'
+        shown = shorten(name)
+        # A name that would leave the picture stands before its point.
+        fits = across + radius + 4 + 7 * len(shown) < width
+        place, anchor = (
+            (across + radius + 4, "start") if fits else (across - radius - 4, "end")
+        )
         parts.append(
-            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.55"/>'
-            f'<text x="{across + radius + 4:.1f}" y="{label:.1f}">{escape(name)}</text>'
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" {fill} fill-opacity="0.55"/>'
+            f'<text x="{place:.1f}" y="{label:.1f}" text-anchor="{anchor}">{escape(shown)}</text>'
         )
     summary = "; ".join(f"{n}: {number(x)}, {number(y)}" for n, x, y, _ in points)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}. {escape(summary)}"><style>{_ALONE}</style>'
-        f'<text class="title" x="0" y="16">{escape(title)}</text>{"".join(parts)}</svg>\n'
+    head = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}. {escape(summary)}"'
+    body = (
+        f'<text class="title" x="0" y="16">{escape(title)}</text>{"".join(parts)}</svg>'
     )
+    if not alone:
+        return f"<svg {head}>{body}"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {head}><style>{_ALONE}</style>{body}\n'

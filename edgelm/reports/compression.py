@@ -52,12 +52,16 @@ def compression_page(about: Mapping[str, Any]) -> str:
         '<p class="note">Errors are of each layer\'s output on calibration text that was held out: the mean '
         "square of the error over that of the output, in percent. They are not the model's quality: "
         "measure that with <code>edgelm eval</code> on data of its task.</p>"
-        f"{_steps(rows)}"
-        f"{_codes(about.get('codes'))}"
+        f"{layers_section(about)}"
         "<h2>Recipe</h2>"
         f'<pre class="scroll">{escape(json.dumps(about["recipe"], indent=1))}</pre>'
         f"<h2>Where from</h2>{fact_list(facts)}",
     )
+
+
+def layers_section(about: Mapping[str, Any]) -> str:
+    """What each layer lost, step by step; the codes."""
+    return f"{_steps(about['report'])}{_codes(about.get('codes'))}"
 
 
 def sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -21,25 +21,47 @@ th { white-space: normal; vertical-align: bottom; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; max-width: 40rem; height: auto; margin: .6rem 0; display: block; }
+svg { width: 100%; max-width: 34rem; height: auto; margin: .6rem 0; display: block; }
 svg text { font: 13px system-ui, sans-serif;
   fill: var(--ink); } svg .title { font-weight: 600; } .bar { fill: var(--bar); }
 .first { fill: var(--first); }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 0 1.5rem; }
+.panels svg { max-width: 23rem; }
 .line { fill: none; stroke: var(--bar); stroke-width: 1.5; }
 .line.first { fill: none; stroke: var(--first); stroke-width: 2; } .axis { stroke: var(--line); }
-svg .soft { fill: var(--soft); font-size: 11px; } code { font-size: .875em; overflow-wrap: anywhere; }
+svg .soft { fill: var(--soft); font-size: 11px; } svg polyline { fill: none; stroke-width: 2; }
+.wrap th, .wrap td { white-space: normal; text-align: left; vertical-align: top;
+  min-width: 5.5rem; overflow-wrap: anywhere; }
+.wrap td:first-child { min-width: 14rem; }
+pre { font-size: .8rem; border: 1px solid var(--line); padding: .6rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; } h1, h2, h3, .verdict, .note { overflow-wrap: anywhere; }
+@media (max-width: 30rem) { body { margin: 1rem auto; } dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: .4rem; } }
+code { font-size: .875em; overflow-wrap: anywhere; }
 """
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table that scrolls by itself where it is wider than the page."""
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, wrap: bool = False
+) -> str:
+    """An HTML table that scrolls by itself where it is wider than the page.
+
+    Args:
+        columns: Headings.
+        rows: Cells.
+        wrap: Whether cells hold sentences, which are broken into lines.
+    """
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="wrap"' if wrap else ""
+    return (
+        f'<div class="scroll" tabindex="0"><table{kind}><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def fact_list(facts: Sequence[tuple[str, str]]) -> str:

@@ -23,7 +23,8 @@ from edgelm.evaluate.latency import Workload, benchmark
 from edgelm.evaluate.reference import open_reference
 from edgelm.metrics import cosine, entity_f1, snr_db
 from edgelm.reports.charts import bars, number, shorten
-from edgelm.reports.latency import latency_page, verdicts
+from edgelm.reports.latency import verdicts
+from edgelm.reports.summary import summary_page
 from edgelm.runtimes.sensors import device_state
 from tests.boards import BOARDS, lay_out
 
@@ -39,7 +40,12 @@ def embedder(path: Path) -> edgelm.Embedder:
 @pytest.fixture(scope="module")
 def measured(bundles: Bundles) -> dict[str, Any]:
     work = Workload(
-        ("the man plays", "paris", "an old book of the river"), rounds=2, single=4
+        ("the man plays", "paris", "an old book of the river"),
+        rounds=2,
+        single=4,
+        concurrency=(1, 3),
+        lengths=(8, 16),
+        batch_sizes=(1, 2),
     )
     return benchmark(
         [str(bundles("embedding")), str(bundles("embedding", "int8"))], work
@@ -50,7 +56,16 @@ def test_a_benchmark_measures_what_it_says(
     measured: dict[str, Any], bundles: Bundles
 ) -> None:
     for contender in measured["contenders"]:
-        assert 0 < contender["p50_ms"] <= contender["p95_ms"] <= contender["p99_ms"]
+        percentiles = [contender[f"p{q}_ms"] for q in (50, 90, 95, 99)]
+        assert percentiles == sorted(percentiles)
+        assert percentiles[0] > 0
+        assert [load["threads"] for load in contender["loads"]] == [1, 3]
+        assert all(load["texts_per_s"] > 0 for load in contender["loads"])
+        keys = [(cell["length"], cell["batch"]) for cell in contender["cells"]]
+        assert keys == [(8, 1), (8, 2), (16, 1), (16, 2)]
+        assert contender["warm_up"]["calls"] >= 30
+        assert contender["identity"]["kind"] == "bundle"
+        assert len(contender["identity"]["digest"]) == 64
         assert len(contender["latencies_ms"]) == len(contender["throughputs"]) == 2
         assert all(len(turn) == 4 for turn in contender["latencies_ms"])
         assert contender["texts_per_s"] > 0
@@ -69,6 +84,9 @@ def test_a_benchmark_measures_what_it_says(
         <= ratio["throughput"]
         <= ratio["throughput_range"][1]
     )
+    assert ratio["throughput_interval"] == ratio["throughput_range"]
+    assert ratio["confidence"] == 0.5
+    assert all(cell["ratio"] == 1 for cell in first["cells"])
     assert measured["environment"]["versions"]["edgelm"] == edgelm.__version__
     json.dumps(measured)
 
@@ -90,7 +108,7 @@ def test_a_benchmark_records_the_state_of_the_board(
     name = zone.with_name("type").read_text().strip()
     assert device["before"]["temperatures_c"][name] < 61.5
     assert device["after"]["temperatures_c"][name] == 61.5
-    page = latency_page(result)
+    page = summary_page([result])
     assert "MAXN_SUPER (2)" in page
     assert "306 MHz before, 306 after, between 306 and 1020" in page
     assert " to 61.5" in page
@@ -110,7 +128,7 @@ def test_the_page_shows_what_a_board_tells_and_no_more(
     state = device_state(lay_out(board, tmp_path) if board else tmp_path)
     device = dict.fromkeys(("before", "after"), schema.plain(state))
     result = {**measured, "environment": {**measured["environment"], "device": device}}
-    html = latency_page(result)
+    html = summary_page([result])
     assert ("Power mode" in html) == (state.power_mode_id is not None)
     assert ("GPU clock" in html) == (state.gpu_clock is not None)
     assert ("Temperatures" in html) == bool(state.temperatures_c)
@@ -147,12 +165,12 @@ class Checker(HTMLParser):
 def test_the_page_is_whole_and_needs_no_network(measured: dict[str, Any]) -> None:
     measured = json.loads(json.dumps(measured))
     measured["contenders"][0]["name"] = "<script>alert('&')</script>"
-    html = latency_page(measured)
+    html = summary_page([measured])
     checker = Checker()
     checker.feed(html)
     assert checker.stack == []
     assert checker.links == []
-    assert checker.labels == 4
+    assert checker.labels == 4 + 1 + 2  # bars, the curve, files of two bundles
     assert "<script" not in html
     assert "http" not in html
     for sentence in verdicts(measured):
@@ -167,6 +185,10 @@ def test_a_contender_that_cannot_be_opened_is_one_sentence(bundles: Bundles) -> 
 def test_no_texts_no_benchmark(bundles: Bundles) -> None:
     with pytest.raises(InputError, match="no texts to measure"):
         benchmark([str(bundles("embedding"))], Workload(()))
+    with pytest.raises(InputError, match="33 tokens are longer than the 32"):
+        benchmark([str(bundles("embedding"))], Workload(("a",), lengths=(33,)))
+    with pytest.raises(InputError, match="batch sizes must be at least 1"):
+        Workload(("a",), batch_sizes=(0,))
 
 
 @pytest.mark.parametrize("kind", ["embedding", "ner", "scorer"])
@@ -258,7 +280,7 @@ def test_ner_data_in_both_forms(bundles: Bundles, tmp_path: Path) -> None:
     rows = [{"tokens": ["x"], "tags": ["B-enzyme"]}]
     other = accuracy.load_dataset(write_rows(tmp_path / "o.jsonl", rows))
     with pytest.raises(
-        InputError, match="has the entity types enzyme; the model has LOC, O, PER"
+        InputError, match="has the entity types enzyme; the model has LOC, PER"
     ):
         accuracy.evaluate(model, other)
 
@@ -285,10 +307,12 @@ def test_retrieval_in_beirs_layout(bundles: Bundles, tmp_path: Path) -> None:
     )
     (tmp_path / "qrels" / "test.tsv").write_text(qrels, encoding="utf-8")
     data = accuracy.load_dataset(tmp_path)
-    assert [row["_id"] for row in data.rows] == ["q0", "q1", "q2"]
+    assert [row["id"] for row in data.rows] == ["q0", "q1", "q2"]
     assert accuracy.evaluate(embedder(bundles("embedding")), data) == {
         "ndcg@10": 100.0,
         "recall@10": 100.0,
+        "recall@100": 100.0,
+        "map@100": 100.0,
     }
 
 
@@ -299,7 +323,7 @@ def test_retrieval_in_beirs_layout(bundles: Bundles, tmp_path: Path) -> None:
         ([{"a": 1}], "has the fields a"),
         (
             [{"text1": "a", "text2": "b", "score": 1}, {"text1": "a"}],
-            "row 2: there is no field 'text2'",
+            "line 2: there is no field 'text2'",
         ),
     ],
 )

@@ -1,0 +1,1 @@
+"""Ready-made tests of a bundle, for pytest; docs/suites.md."""
