@@ -18,12 +18,12 @@ from edgelm.bundle import (
     MANIFEST_LIMIT,
     SIGNATURE,
     Bundle,
-    Manifest,
     file_digest,
     open_folder,
     read_manifest,
 )
 from edgelm.errors import BundleError, EdgelmError, require
+from edgelm.manifest import Manifest
 
 if TYPE_CHECKING:
     from edgelm.signing import Trusted

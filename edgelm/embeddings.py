@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgelm.bundle import EmbeddingInfo
+from edgelm.manifest import EmbeddingInfo
 
 if TYPE_CHECKING:
     from edgelm.calibration import Batch

@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm import layers
-from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo, file_digest
+from edgelm.bundle import file_digest
 from edgelm.errors import ModelError, require
+from edgelm.manifest import (
+    EmbeddingInfo,
+    NerInfo,
+    ScoringInfo,
+)
 from edgelm.tasks import (
     Task,
     embedding_info,

@@ -16,7 +16,7 @@ import edgelm
 from edgelm import codes, schema
 from edgelm import recipe as recipes
 from edgelm.atomic import check_free
-from edgelm.bundle import CODES, EmbeddingInfo, NerInfo, ScoringInfo
+from edgelm.bundle import CODES
 from edgelm.calibration import (
     Batch,
     Calibration,
@@ -33,6 +33,11 @@ from edgelm.compress.blocks import journal_folder, kept_if_of_use
 from edgelm.compress.vocabulary import AUTO, Vocabulary, trim_vocabulary
 from edgelm.compress.weighting import by_entity
 from edgelm.errors import CompressionError
+from edgelm.manifest import (
+    EmbeddingInfo,
+    NerInfo,
+    ScoringInfo,
+)
 from edgelm.models import EXPERTS, LoadedModel, load_model
 from edgelm.runtimes.codes import save_coder
 from edgelm.tasks import Task

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgelm
-from edgelm.bundle import Manifest, file_digest
+from edgelm.bundle import file_digest
+from edgelm.manifest import Manifest
 from edgelm.tasks import read_json
 
 if TYPE_CHECKING:

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from edgelm import provenance
-from edgelm.bundle import MANIFEST, SBOM, SIGNATURE, Manifest, file_digest
+from edgelm.bundle import (
+    MANIFEST,
+    SBOM,
+    SIGNATURE,
+    file_digest,
+)
+from edgelm.manifest import Manifest
 from edgelm.targets import load_target
 
 # Licences as hubs write them -> SPDX; another goes into the bill by its name.

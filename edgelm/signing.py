@@ -20,7 +20,11 @@ from typing import TYPE_CHECKING, Any, cast
 from edgelm import schema
 from edgelm.archive import SIGNATURE_LIMIT, pack
 from edgelm.atomic import new_file
-from edgelm.bundle import MANIFEST, SIGNATURE, Bundle, Manifest
+from edgelm.bundle import (
+    MANIFEST,
+    SIGNATURE,
+    Bundle,
+)
 from edgelm.errors import (
     BundleError,
     InputError,
@@ -28,6 +32,7 @@ from edgelm.errors import (
     SignatureError,
     require,
 )
+from edgelm.manifest import Manifest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (

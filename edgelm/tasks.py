@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.errors import ModelError, require
+from edgelm.manifest import (
+    EmbeddingInfo,
+    NerInfo,
+    ScoringInfo,
+)
 
 Task = Literal["embedding", "ner", "scoring", "lm"]
 

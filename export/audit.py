@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
 from edgelm.export.editor import LARGE_ROWS, Editor, layer, tables
 from edgelm.export.graph import describe, save, weighted_products
+from edgelm.manifest import Graph
 
 if TYPE_CHECKING:
     import onnx

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
 from edgelm.export.graph import describe, random_inputs, read_graph, save
 from edgelm.export.rounded import open_here
+from edgelm.manifest import Graph
 from edgelm.runtimes.codes import GROUPS, Coder
 
 OUTPUT = "codes"

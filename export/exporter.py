@@ -22,15 +22,6 @@ from edgelm.bundle import (
     TOKENIZER,
     VECTOR_RANGES,
     Bundle,
-    CodesInfo,
-    EmbeddingInfo,
-    GoldenInfo,
-    Graph,
-    Manifest,
-    ModelInfo,
-    NerInfo,
-    ScoringInfo,
-    TokenizerInfo,
     seal,
 )
 from edgelm.calibration import Calibration, load_texts, text_digest
@@ -49,6 +40,17 @@ from edgelm.export.precision import (
 )
 from edgelm.export.rounded import open_here
 from edgelm.golden import GOLDEN_ARRAYS, GOLDEN_TEXTS, GoldenExample, save_golden
+from edgelm.manifest import (
+    CodesInfo,
+    EmbeddingInfo,
+    GoldenInfo,
+    Graph,
+    Manifest,
+    ModelInfo,
+    NerInfo,
+    ScoringInfo,
+    TokenizerInfo,
+)
 from edgelm.models import LoadedModel
 from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.embedding import Embedder

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
 from edgelm.export.audit import wanted_precisions, write
 from edgelm.export.editor import HALVES, LARGEST, Editor, layer, tables
 from edgelm.export.graph import weighted_products
+from edgelm.manifest import Graph
 
 if TYPE_CHECKING:
     import onnx

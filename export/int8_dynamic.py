@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelm.bundle import Graph
 from edgelm.export.audit import wanted_precisions, write
 from edgelm.export.editor import Editor
 from edgelm.export.graph import weighted_products
 from edgelm.export.rounding import quantise_weights
+from edgelm.manifest import Graph
 
 
 def quantize_dynamic(

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import Graph
 from edgelm.errors import ExportError, require
 from edgelm.export.audit import wanted_precisions, write
 from edgelm.export.editor import LARGEST, Editor, tables
 from edgelm.export.graph import weighted_products
 from edgelm.export.rounding import LEVELS, quantise_weights, rounded
+from edgelm.manifest import Graph
 
 if TYPE_CHECKING:
     import onnx

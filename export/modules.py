@@ -7,9 +7,14 @@ import inspect
 import torch
 from torch import nn
 
-from edgelm.bundle import TOKENS, EmbeddingInfo, Graph, Tensor
+from edgelm.bundle import TOKENS
 from edgelm.embeddings import EmbeddingGraph, with_tokens
 from edgelm.errors import ExportError
+from edgelm.manifest import (
+    EmbeddingInfo,
+    Graph,
+    Tensor,
+)
 from edgelm.models import LoadedModel
 
 OUTPUTS = {"embedding": "sentence_embedding", "ner": "logits", "scoring": "logits"}

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgelm import schema
-from edgelm.bundle import BUILD, Graph
+from edgelm.bundle import BUILD
 from edgelm.errors import ExportError
 from edgelm.export.fitting import is_sparse
+from edgelm.manifest import Graph
 from edgelm.models import LoadedModel
 from edgelm.runtimes.tensorrt.plan import BuildPlan, Profile
 from edgelm.targets import Target, target_text

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgelm import schema
-from edgelm.bundle import GRAPH, EmbeddingInfo, Graph, NerInfo, ScoringInfo
+from edgelm.bundle import GRAPH
 from edgelm.calibration import Calibration, load_texts, split
 from edgelm.errors import ConfigError, GateError, TargetError, require
 from edgelm.export.editor import HALVES
@@ -26,6 +26,12 @@ from edgelm.export.modules import interface
 from edgelm.export.rounded import CHECKED, open_here
 from edgelm.export.sensitivity import Plan, choose, drop, groups, measure_name
 from edgelm.export.weight_only import WeightOnly, quantize_weights
+from edgelm.manifest import (
+    EmbeddingInfo,
+    Graph,
+    NerInfo,
+    ScoringInfo,
+)
 from edgelm.models import LoadedModel
 from edgelm.pipeline import calibration_batches
 from edgelm.runtimes.openvino import OpenVinoSession

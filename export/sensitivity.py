@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.errors import GateError, InputError, require
 from edgelm.export.editor import layer
 from edgelm.export.graph import weighted_products
+from edgelm.manifest import (
+    EmbeddingInfo,
+    NerInfo,
+    ScoringInfo,
+)
 from edgelm.metrics import cosine
 from edgelm.runtimes.scoring import activate
 

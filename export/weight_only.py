@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgelm.bundle import Graph
 from edgelm.errors import ConfigError
 from edgelm.export.audit import wanted_precisions, write
 from edgelm.export.editor import VENDOR, Editor
 from edgelm.export.graph import weighted_products
 from edgelm.export.rounding import pack, quantise_blocks
+from edgelm.manifest import Graph
 
 BLOCKS = (32, 64, 128)
 # MatMulNBits may round activations to int8 by block where a device has a kernel for it; the drop

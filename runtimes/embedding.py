@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgelm.bundle import POOLED, TOKENS, EmbeddingInfo
+from edgelm.bundle import (
+    POOLED,
+    TOKENS,
+)
 from edgelm.errors import InputError
+from edgelm.manifest import EmbeddingInfo
 from edgelm.runtimes.codes import Coder
 from edgelm.runtimes.engine import Engine, check_texts
 from edgelm.runtimes.quantization import Ranges, given_ranges, shorten, signs, unit

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edgelm import schema
-from edgelm.bundle import TOKENS, Manifest
+from edgelm.bundle import TOKENS
 from edgelm.errors import BinaryIndexError
+from edgelm.manifest import Manifest
 from edgelm.runtimes.codes import Coder, Floats
 from edgelm.runtimes.engine import Engine, check_texts
 from edgelm.runtimes.index import BinaryIndex, EncoderInfo

@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from edgelm.bundle import Bundle, HeadInfo, NerInfo, ScoringInfo
+from edgelm.bundle import Bundle
 from edgelm.errors import BundleError
+from edgelm.manifest import (
+    HeadInfo,
+    NerInfo,
+    ScoringInfo,
+)
 
 FORMAT, FORMAT_VERSION = "edgelm-head", "1"
 # Features -> how many times the dimension of a vector there are.
@@ -24,7 +29,7 @@ class Head:
     """A linear layer: ``features @ weight + bias``.
 
     Attributes:
-        features: As `edgelm.bundle.HeadInfo` names them.
+        features: As `edgelm.manifest.HeadInfo` names them.
         weight: float32 ``[parts * dim, labels]``.
         bias: float32 ``[labels]``.
     """

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import NerInfo
 from edgelm.errors import InputError
+from edgelm.manifest import NerInfo
 from edgelm.runtimes.engine import Engine
 from edgelm.runtimes.labels import best_path, softmax, spans, split_label, transitions
 from edgelm.runtimes.windows import (

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import ScoringInfo
 from edgelm.errors import InputError
+from edgelm.manifest import ScoringInfo
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import Engine, check_texts
 from edgelm.runtimes.heads import Head

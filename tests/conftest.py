@@ -180,7 +180,12 @@ def with_token_embeddings(bundle: Path, to: Path) -> Path:
 
     import onnx
 
-    from edgelm.bundle import MANIFEST, Tensor, open_bundle, seal
+    from edgelm.bundle import (
+        MANIFEST,
+        open_bundle,
+        seal,
+    )
+    from edgelm.manifest import Tensor
 
     shutil.copytree(bundle, to)
     manifest = open_bundle(to).manifest

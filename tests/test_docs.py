@@ -161,7 +161,10 @@ def test_the_commands_and_the_code_of_the_readme_run_as_printed(tmp_path: Path) 
         "compress", "minilm", "--sparsity", "0.5", "--refine", "dsnot", "--dry-run"
     )
     (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
-    edgelm("export", "minilm-ner", "--target", "cpu", "-o", "ner-bundle")
+    edgelm(
+        *("export", "minilm-ner", "--target", "cpu", "--token-embeddings", "last"),
+        *("-o", "ner-bundle"),
+    )
     edgelm("export", "minilm-similarity", "--target", "cpu", "-o", "pair-bundle")
     edgelm(
         "export",
@@ -175,6 +178,13 @@ def test_the_commands_and_the_code_of_the_readme_run_as_printed(tmp_path: Path) 
     )
     (tmp_path / "labelled.jsonl").write_text(
         "\n".join(json.dumps(row) for row in samples.similarity()), encoding="utf-8"
+    )
+    sentences = [
+        {"text": row["text"], "label": row["type"] == "query"}
+        for row in samples.search()
+    ]
+    (tmp_path / "sentences.jsonl").write_text(
+        "\n".join(map(json.dumps, sentences)), encoding="utf-8"
     )
     (tmp_path / "labelled-words.jsonl").write_text(
         "\n".join(json.dumps(row) for row in samples.ner()), encoding="utf-8"

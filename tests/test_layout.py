@@ -103,6 +103,7 @@ def test_imports_point_one_way(path: Path) -> None:
             "edgelm.atomic",
             "edgelm.archive",
             "edgelm.bundle",
+            "edgelm.manifest",
             "edgelm.golden",
             "edgelm.metrics",
             *base,

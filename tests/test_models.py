@@ -16,8 +16,12 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.errors import ModelError
+from edgelm.manifest import (
+    EmbeddingInfo,
+    NerInfo,
+    ScoringInfo,
+)
 from edgelm.models import load_model
 from tests.conftest import save_tiny, tiny_config
 

@@ -13,7 +13,13 @@ from typing import Any
 
 import edgelm
 from edgelm import schema
-from edgelm.bundle import MANIFEST, Manifest, file_digest, is_bundle, open_bundle
+from edgelm.bundle import (
+    MANIFEST,
+    file_digest,
+    is_bundle,
+    open_bundle,
+)
+from edgelm.manifest import Manifest
 from edgelm.runtimes.sensors import cpu_clock
 from edgelm.runtimes.workers import cpu_name
 from edgelm.targets.board import ROOT

@@ -24,18 +24,20 @@ from edgelm.bundle import (
     MANIFEST,
     SBOM,
     TOKENS,
-    EmbeddingInfo,
-    HeadInfo,
-    Manifest,
-    NamedHead,
-    NerInfo,
-    ScoringInfo,
     open_bundle,
     seal,
 )
 from edgelm.errors import InputError
 from edgelm.heads.examples import HeadProblem, make_problems
 from edgelm.heads.fitting import FittedHead, HeadConfig, Kind, fit_head, mean_loss
+from edgelm.manifest import (
+    EmbeddingInfo,
+    HeadInfo,
+    Manifest,
+    NamedHead,
+    NerInfo,
+    ScoringInfo,
+)
 from edgelm.provenance import RUNS, done, extend, of_bundle
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import Engine, open_engine

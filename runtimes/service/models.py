@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgelm
-from edgelm.bundle import Manifest
 from edgelm.errors import InputError
+from edgelm.manifest import Manifest
 from edgelm.runtimes import Model
 from edgelm.runtimes.analysis import Analyzer
 from edgelm.runtimes.embedding import Embedder

@@ -108,7 +108,7 @@ def train(kind: str) -> Any:
 
 
 def loaded(tokenizer: Any, model: Any) -> LoadedModel:
-    info = edgelm.bundle.EmbeddingInfo(32, "mean", True)
+    info = edgelm.manifest.EmbeddingInfo(32, "mean", True)
     return LoadedModel(
         "tiny", Path(), "embedding", model.eval(), tokenizer, 32, info, ""
     )

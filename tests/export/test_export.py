@@ -23,7 +23,7 @@ from transformers import (
     RobertaModel,
 )
 
-from edgelm.bundle import EmbeddingInfo, open_bundle
+from edgelm.bundle import open_bundle
 from edgelm.embeddings import pool
 from edgelm.errors import ExportError, GateError, OutputExistsError, TargetError
 from edgelm.export import export
@@ -34,6 +34,7 @@ from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.modules import wrap
 from edgelm.export.plan import profiles
 from edgelm.golden import load_golden
+from edgelm.manifest import EmbeddingInfo
 from edgelm.metrics import snr_db
 from edgelm.models import load_model
 from edgelm.runtimes.tensorrt.plan import Profile, read_plan

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgelm.bundle import Graph
 from edgelm.errors import ExportError
 from edgelm.export.graph import export_graph, random_inputs
 from edgelm.export.int8_static import (
@@ -24,6 +23,7 @@ from edgelm.export.int8_static import (
     quantize_static,
 )
 from edgelm.export.rounding import quantise_weights
+from edgelm.manifest import Graph
 from edgelm.metrics import snr_db
 from edgelm.models import load_model
 from edgelm.runtimes.openvino import OpenVinoSession

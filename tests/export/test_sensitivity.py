@@ -13,13 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgelm.bundle import EmbeddingInfo, NerInfo, ScoringInfo, open_bundle
+from edgelm.bundle import open_bundle
 from edgelm.errors import ExportError, GateError, InputError
 from edgelm.export import export
 from edgelm.export.audit import audit
 from edgelm.export.graph import export_graph, random_inputs
 from edgelm.export.int8_static import observe, quantize_static
 from edgelm.export.sensitivity import Group, choose, drop, groups
+from edgelm.manifest import (
+    EmbeddingInfo,
+    NerInfo,
+    ScoringInfo,
+)
 from edgelm.models import load_model
 
 NER = NerInfo(("O", "B-PER", "I-PER"), "BIO")
