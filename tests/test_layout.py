@@ -108,7 +108,9 @@ def test_imports_point_one_way(path: Path) -> None:
             *base,
         )
     elif (
-        name.startswith(("edgelm.evaluate", "edgelm.cli", "edgelm.demo"))
+        name.startswith(
+            ("edgelm.evaluate", "edgelm.tuning", "edgelm.cli", "edgelm.demo")
+        )
         or name == "edgelm"
     ):
         return

@@ -33,6 +33,7 @@ COMMANDS = {
     "run": "run",
     "serve": "serve",
     "targets": "look",
+    "tune": "tune",
     "verify": "run",
 }
 

@@ -1,0 +1,200 @@
+"""What a run needs to know before it searches: the dense model's quality and costs, and which layers int8 hurts."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from edgelm import schema
+from edgelm.calibration import Calibration, load_texts
+from edgelm.errors import InputError
+from edgelm.evaluate.reference import from_loaded
+from edgelm.export import export
+from edgelm.export.precision import by_sensitivity, feeds, write_graph
+from edgelm.models import LoadedModel
+from edgelm.targets import Target
+from edgelm.tuning.costs import (
+    CostModel,
+    Layer,
+    find_layers,
+    measure_dense,
+    measure_products,
+    open_graph,
+    runs_here,
+)
+from edgelm.tuning.space import Configuration, Values
+from edgelm.tuning.trial import Problem, float_graph, judges_of, ranges_of
+
+# Texts that are read at most, and of these every third to judge by.
+MAX_TEXTS = 4096
+# Texts that sensitivity is measured on (every eighth of these), and that time is measured on.
+_SENSITIVITY, _TIMED = 256, 48
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The dense model.
+
+    Attributes:
+        measure: What quality is, in words.
+        quality: Of the dense model, 0..100, on what is tuned by.
+        confirmed: The same on the rows that choose nothing.
+        rows: How many rows there are to tune by, and to confirm by.
+        extra_bytes: What a bundle takes besides its graph.
+        costs: What configurations cost.
+        groups: Names of the products that int8 may leave in float, the most sensitive first.
+    """
+
+    measure: str
+    quality: float
+    confirmed: float
+    rows: tuple[int, ...]
+    extra_bytes: int
+    costs: CostModel
+    groups: tuple[tuple[str, ...], ...]
+
+
+def write_texts(texts: str, seed: int, work: Path) -> list[str]:
+    """Write ``calibration.jsonl`` and ``judging.jsonl`` (every third text) into a folder.
+
+    Args:
+        texts: ``built-in`` or a file.
+        seed: Of the draw, where there are more than `MAX_TEXTS`.
+        work: The folder.
+
+    Returns:
+        The texts to judge by.
+
+    Raises:
+        InputError: The texts cannot be read, there are too few, or the folder cannot be written.
+    """
+    found = load_texts(Calibration(texts, MAX_TEXTS, seed=seed))
+    judging = found[::3]
+    if len(judging) < 16:
+        raise InputError(
+            f"{texts} holds {len(found)} texts; tuning needs at least 48. Give more with --texts FILE."
+        )
+    rest = [text for i, text in enumerate(found) if i % 3]
+    for name, part in (("calibration", rest), ("judging", judging)):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in part]
+        try:
+            (work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"Cannot write to {work}: {error.strerror}.") from error
+    return judging
+
+
+def measure_baseline(
+    problem: Problem,
+    space: Mapping[str, Values],
+    loaded: LoadedModel,
+    target: Target,
+    texts: Sequence[str],
+) -> Baseline:
+    """Judge and measure the dense model.
+
+    Args:
+        problem: What is tuned.
+        space: All that may be asked for.
+        loaded: The dense model.
+        target: The device.
+        texts: Texts whose lengths are those that count.
+
+    Raises:
+        EdgelmError: The model cannot be exported for the target, or not be judged.
+    """
+    judge, confirm = judges_of(problem)
+    dense = from_loaded(loaded)
+    quality, confirmed = judge(dense), confirm(dense)
+    if quality <= 0:
+        raise InputError(
+            f"The dense model's {judge.measure} is {quality:.2f}; there is nothing to keep. Give other data."
+        )
+    model, source = float_graph(problem, Configuration())
+    timed = texts[:: max(len(texts) // _TIMED, 1)]
+    lengths = [
+        next(iter(f.values())).size for f in feeds(loaded, timed, ranges_of(problem))
+    ]
+    rows = int(median(lengths))
+    sizes: dict[str, float] = {}
+    times: dict[str, float] = {}
+    tails: list[float] = []
+    products: dict[str, float] = {}
+    layers = find_layers(loaded)
+    here = runs_here(target)
+    with tempfile.TemporaryDirectory(dir=problem.work, prefix=".dense.") as work:
+        first = space["precision"][0]
+        bundle = export(
+            model,
+            target.name,
+            Path(work) / "bundle",
+            precision=first,
+            float_graph=source,
+            calibration=ranges_of(problem),
+        )
+        graph_bytes = bundle.file(bundle.manifest.graph.file).stat().st_size
+        extra = bundle.size_bytes - graph_bytes
+        for precision in space["precision"]:
+            bits = space.get("table_bits", (8,)) if precision == "int8" else (8,)
+            for table in bits:
+                folder = Path(work) / f"{precision}-{table}"
+                folder.mkdir()
+                written = write_graph(
+                    model,
+                    target,
+                    precision,
+                    source,
+                    folder,
+                    ranges_of(problem),
+                    table_bits=table,
+                )
+                size = extra + sum(f.stat().st_size for f in folder.iterdir())
+                sizes[f"{precision}/{table}"] = size / 1e6
+                graph = folder / written.graph.file
+                if here and precision not in times:
+                    name = f"{precision}:{rows}"
+                    times[precision], slow = measure_dense(
+                        target, graph, loaded, timed, name
+                    )
+                    tails.append(slow / times[precision])
+        if here:
+            session = open_graph(target, graph)
+            shapes = _shapes(layers, space)
+            products = measure_products(bundle, shapes, rows, session.runtime)
+    groups: tuple[tuple[str, ...], ...] = ()
+    dims: tuple[tuple[tuple[int, int], ...], ...] = ()
+    if "int8" in space["precision"] and max(space.get("floats", (0,))) > 0:
+        few = Calibration(
+            ranges_of(problem).texts, _SENSITIVITY, ranges_of(problem).max_tokens
+        )
+        found = by_sensitivity(model, target, source, few)
+        known = {(x.inputs, x.outputs) for x in layers}
+        found = [g for g in found if all(shape in known for _, shape in g)]
+        groups = tuple(tuple(name for name, _ in g) for g in found)
+        dims = tuple(tuple(shape for _, shape in g) for g in found)
+    tail = median(tails) if tails else 1.0
+    costs = CostModel(layers, rows, products, times, tail, sizes, dims)
+    counts = (len(judge.rows), len(confirm.rows))
+    return Baseline(judge.measure, quality, confirmed, counts, extra, costs, groups)
+
+
+def _shapes(
+    layers: Sequence[Layer], space: Mapping[str, Values]
+) -> set[tuple[int, int]]:
+    """Every shape that a product of a configuration can have."""
+    return {
+        layer.shape(Configuration(neurons=neurons, heads=heads))
+        for layer in layers
+        for neurons in space.get("neurons", (1.0,))
+        for heads in space.get("heads", (1.0,))
+    }
+
+
+def read_baseline(data: Any) -> Baseline:
+    """A baseline from a journal."""
+    return schema.build(Baseline, data, "The journal's baseline", InputError)
