@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 _ROW, _LABEL, _WIDTH, _VALUE = 28, 160, 520, 62
@@ -181,6 +181,7 @@ def scatter(
     points: Sequence[tuple[str, float, float, float]],
     *,
     front: Sequence[str],
+    named: Collection[str] | None = None,
 ) -> str:
     """Points with names, as an SVG file of its own; those of the front are joined.
 
@@ -190,6 +191,7 @@ def scatter(
         y_name: What the second measures; more is better.
         points: Name, x, y, and what the area of the point stands for.
         front: Names of the points that no other beats in both.
+        named: Names to write beside their points; all if None.
 
     Returns:
         The file's text, with a text alternative.
@@ -224,14 +226,19 @@ def scatter(
     taken: list[tuple[float, float]] = []
     for name, x, y, size in sorted(points, key=lambda p: p[2], reverse=True):
         across, down = at(x, y)
+        radius = 3 + 9 * (size / largest) ** 0.5
+        colour = _COLOURS[0] if name in front else _COLOURS[1]
+        parts.append(
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.55">'
+            f"<title>{escape(name)}</title></circle>"
+        )
+        if named is not None and name not in named:
+            continue
         label = down + 4
         while any(abs(label - b) < 13 and abs(across - a) < 170 for a, b in taken):
             label += 13
         taken.append((across, label))
-        radius = 3 + 9 * (size / largest) ** 0.5
-        colour = _COLOURS[0] if name in front else _COLOURS[1]
         parts.append(
-            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.55"/>'
             f'<text x="{across + radius + 4:.1f}" y="{label:.1f}">{escape(name)}</text>'
         )
     summary = "; ".join(f"{n}: {number(x)}, {number(y)}" for n, x, y, _ in points)

@@ -157,10 +157,10 @@ def _plots(result: Mapping[str, Any]) -> str:
         if result["measured"]
         else "weight bytes read, dense float32 = 1"
     )
-    best = {f["name"] for f in result["finalists"]}
+    named = {f["name"] for f in result["finalists"]}
     front = [row["name"] for row in whole if row["front"]]
     plots = []
-    for what, name in (("latency", unit), ("size", "MB")):
+    for what, axis in (("latency", unit), ("size", "MB")):
         points = [
             (
                 row["name"],
@@ -170,14 +170,8 @@ def _plots(result: Mapping[str, Any]) -> str:
             )
             for row in whole
         ]
-        marked = [p if p[0] in best else ("", *p[1:]) for p in points]
-        shown = [n if n in best else "" for n in front]
-        del shown
-        plots.append(
-            scatter(
-                f"Quality against {what}", name, result["measure"], marked, front=front
-            )
-        )
+        title = f"Quality against {what}"
+        plots.append(scatter(title, axis, "quality", points, front=front, named=named))
     return "".join(plots)
 
 

@@ -1,9 +1,10 @@
 """What a configuration will cost, before it is made: time and bytes.
 
 A configuration's time is that of the dense model in the same precision, less its weighted products, plus those
-that it has instead. Both come from measurements on this machine: products of exactly these shapes, alone, in the target's runtime
-(`edgelm.evaluate.ceiling`), kept in the user's cache by machine; and the dense model as a whole. Where the target is another
-machine nothing is measured: the cost is then the bytes of weights that a text needs read, as a share of the dense float32 model's.
+that it has instead. Both come from measurements on this machine: products of exactly these shapes, alone, in
+the target's runtime (`edgelm.evaluate.ceiling`), kept in the user's cache by machine; and the dense model as a
+whole. Where the target is another machine nothing is measured: the cost is then the bytes of weights that a
+text needs read, as a share of the dense float32 model's.
 """
 
 from __future__ import annotations
@@ -14,19 +15,16 @@ import json
 import os
 import platform
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 
 from edgelm import layers, widths
 from edgelm.archive import cache_folder
 from edgelm.bundle import GRAPH, Bundle
 from edgelm.evaluate.ceiling import gemm_ceilings
-from edgelm.export import RANGES
-from edgelm.export.precision import feeds
+from edgelm.evaluate.recording import open_recorder
 from edgelm.export.rounded import open_here
 from edgelm.models import LoadedModel
 from edgelm.runtimes.engine import cores
@@ -38,7 +36,8 @@ from edgelm.tuning.space import Configuration
 
 # Neurons go in steps of so many, as `edgelm.compress.Shrink` has it.
 _GRAIN = 16
-_TURNS = 3
+# Of these calls the fastest counts.
+_CALLS = 20
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class CostModel:
         layers: The weighted products.
         rows: Tokens of the median text.
         products: ms of a product, by ``inputs x outputs x kind``; empty where nothing was measured.
-        dense_ms: ms of the dense model by precision.
+        dense_ms: ms of the dense model by precision, by the runtime's own clock.
         tail: 95th percentile of the dense model's time over its median.
         dense_mb: MB of the dense model's bundle by precision and bits of tables.
         groups: Shapes of the products that int8 may leave in float, the most sensitive first.
@@ -227,25 +226,31 @@ def measure_products(
 
 
 def measure_dense(
-    target: Target, graph: Path, loaded: LoadedModel, texts: Sequence[str], name: str
-) -> tuple[float, float]:
-    """Median and 95th percentile of the ms of one text; from the user's cache if it was measured."""
-    session = open_graph(target, graph)
-    path = _table_path(session.runtime)
+    bundle: Bundle, graph: Path, feed: Mapping[str, Any], name: str, runtime: str
+) -> float:
+    """Ms of one inference of a graph, by the runtime's own clock: each operator's fastest call.
+
+    What was measured before is read from the user's cache.
+
+    Args:
+        bundle: In whose runtime and settings.
+        graph: The graph.
+        feed: Its inputs.
+        name: What the cache calls it.
+        runtime: As for `measure_products`.
+    """
+    path = _table_path(runtime)
     known = _read_table(path)
-    entry = f"{loaded.source_digest}:{name}"
-    if f"{entry}:p50" not in known:
-        given = list(feeds(loaded, texts, RANGES))
-        best = [float("inf")] * len(given)
-        for _ in range(_TURNS + 1):
-            for i, feed in enumerate(given):
-                began = time.perf_counter()
+    if name not in known:
+        with tempfile.TemporaryDirectory() as work:
+            session = open_recorder(bundle, graph, Path(work), None)
+            for _ in range(_CALLS):
                 session.run(feed)
-                best[i] = min(best[i], (time.perf_counter() - began) * 1e3)
-        known[f"{entry}:p50"] = median(best)
-        known[f"{entry}:p95"] = sorted(best)[int(0.95 * len(best))]
+            calls = session.finish().calls
+        operators = {operator for call in calls for operator in call}
+        known[name] = sum(min(call.get(o, 0.0) for call in calls) for o in operators)
         _write_table(path, known)
-    return known[f"{entry}:p50"], known[f"{entry}:p95"]
+    return known[name]
 
 
 def _table_path(runtime: str) -> Path:

@@ -1,4 +1,4 @@
-"""The last round: what may win is built, confirmed on rows that chose nothing, and measured in turns with the best preset."""
+"""The last round: what may win is built, confirmed on other rows, and measured in turns with the best preset."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def build_finalists(
         texts: Texts to measure with.
 
     Returns:
-        Of each: its configuration, bundle, quality, ``drop`` and ``size_mb``, ``predicted`` latency, and whether it is the best
-        preset; where the target is this machine ``confirmed`` quality and what was measured.
+        Of each: its configuration, bundle, quality, ``drop`` and ``size_mb``, ``predicted`` latency, and
+        whether it is the best preset; where the target is this machine ``confirmed`` quality and what was
+        measured.
     """
     ready = sorted(_within(limits, baseline, found.front), key=_latency)
     chosen = ready[:_FINALISTS]

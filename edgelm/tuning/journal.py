@@ -1,7 +1,8 @@
 """Every result on the disk as soon as it is there: one JSON line each, fsynced.
 
-A run is replayed, not restored: what is tried next follows from the seed and the results so far, so the same command asks
-for the same evaluations and finds those that are in the journal done. A line that a kill cut short is dropped.
+A run is replayed, not restored: what is tried next follows from the seed and the results so far, so the same
+command asks for the same evaluations and finds those that are in the journal done. A line that a kill cut short
+is dropped.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Final quality from a cheap look: regression on configuration and partial evaluation.
 
-Baker, Gupta, Raskar and Naik, "Accelerating Neural Architecture Search using Performance Prediction" (2017, arXiv 1705.10823),
-predict the final accuracy of networks from the beginning of their learning curves and their hyperparameters, and stop those that will not do.
-Here nothing is trained: in place of the learning curve stands what a model compressed on few texts is worth on few rows.
-Of the same kinds of regression (linear with a penalty, trees, nu-SVR) the one of least cross-validated error is used.
+Baker, Gupta, Raskar and Naik, "Accelerating Neural Architecture Search using Performance Prediction" (2017,
+arXiv 1705.10823), predict the final accuracy of networks from the beginning of their learning curves and their
+hyperparameters, and stop those that will not do. Here nothing is trained: in place of the learning curve stands
+what a model compressed on few texts is worth on few rows. Of the same kinds of regression (linear with a
+penalty, trees, nu-SVR) the one of least cross-validated error is used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgelm.errors import require
 
 # Fewer results teach nothing.
 LEAST = 6
-_FOLDS = 8
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,13 @@ class Predictor:
 
     def __call__(self, features: Sequence[float]) -> float:
         """The predicted quality."""
-        return float(self._fitted.predict(np.asarray([features], float))[0])
+        return self.many([features])[0]
+
+    def many(self, features: Sequence[Sequence[float]]) -> list[float]:
+        """The predicted qualities of several configurations."""
+        if not features:
+            return []
+        return [float(q) for q in self._fitted.predict(np.asarray(features, float))]
 
 
 def fit(
@@ -79,7 +86,7 @@ def _kinds(seed: int) -> dict[str, Callable[[], Any]]:
     scaled = require("sklearn.compose", "tune").TransformedTargetRegressor
     return {
         "ridge": lambda: chain(scaling(), linear.Ridge(1.0)),
-        "forest": lambda: trees.RandomForestRegressor(50, random_state=seed),
+        "forest": lambda: trees.RandomForestRegressor(30, random_state=seed),
         # Its penalty is in units of the target, which therefore is scaled, too.
         "nu-svr": lambda: scaled(
             chain(scaling(), vectors.NuSVR(nu=0.5, C=10.0)), transformer=scaling()

@@ -155,7 +155,8 @@ def _agreement(due: Sequence[Any], found: Sequence[Any]) -> float:
     if isinstance(due[0], set):
         if not any(due):
             raise InputError(
-                "The dense model finds no entities in the text, so nothing can be judged by it. Give --data FILE, or text with entities as --texts FILE."
+                "The dense model finds no entities in the text, so nothing can be judged by it. "
+                "Give --data FILE, or text with entities as --texts FILE."
             )
         return entity_f1(due, found)["f1"]
     if np.ndim(due[0]) > 0:

@@ -1,6 +1,7 @@
 """Evaluations side by side: in processes of this machine, or as tasks of a Ray cluster.
 
-Both give ``(number of the job, result)`` in whatever order they end; the search puts them in order, so that the order changes nothing.
+Both give ``(number of the job, result)`` in whatever order they end; the search puts them in order, so that the
+order changes nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Run = Callable[[Problem, Sequence[Job]], Results]
 def processes(workers: int) -> Iterator[Run]:
     """Run evaluations in processes of this machine.
 
-    A process that ends (killed, out of memory) takes the others of its pool with it; all evaluations that were under way
-    are then done again, each alone, and what ends its process twice has failed.
+    A process that ends (killed, out of memory) takes the others of its pool with it; all evaluations that were
+    under way are then done again, each alone, and what ends its process twice has failed.
 
     Args:
         workers: How many at once.

@@ -1,10 +1,12 @@
 """What to try next, and when to stop looking at it.
 
-Optuna's TPE sampler (Bergstra et al. 2011; with several objectives Ozaki et al. 2020) asks for a generation of configurations. Each gets a
-partial evaluation; regression on those evaluated in full so far predicts what it will be worth, give or take the cross-validated error. What
-will not reach the limit, or will be beaten by one that is known, is stopped there. The others are evaluated in full, in any
-order and anywhere; then the sampler is told all results in the order in which it asked. So the same seed gives the same search,
-on one machine or many, at once or resumed.
+Half of a generation is asked of Optuna's TPE sampler (Bergstra et al. 2011; with several objectives Ozaki et
+al. 2020), which looks for the whole front; the other half are the fastest and the smallest configuration that a
+regression expects to keep to the limit. Each gets a partial evaluation, and regression on those evaluated in full so
+far predicts what it will be worth, give or take the cross-validated error. What will not reach the limit, or will be
+beaten by one that is known, is stopped there. The others are evaluated in full, in any order and anywhere; then the
+sampler is told all results in the order in which it asked. So the same seed gives the same search, on one machine or
+many, at once or resumed.
 """
 
 from __future__ import annotations
@@ -145,6 +147,7 @@ def search(
     found, generation = Found(), 0
     floor = dense * (1 - limits.drop / 100)
     while len(found.rows) < trials and (generation == 0 or go_on(generation)):
+        asker.enqueue(_promising(space, costs, found, limits, floor, seed))
         batch = asker.ask(
             min(GENERATION, trials - len(found.rows)),
             lambda c: limits.within_reach(costs(c)),
@@ -173,6 +176,38 @@ def search(
         generation += 1
     found.predictor = _learn(found.whole, seed) or found.predictor
     return found
+
+
+def _promising(
+    space: Mapping[str, Values],
+    costs: Callable[[Configuration], Costs],
+    found: Found,
+    limits: Limits,
+    floor: float,
+    seed: int,
+) -> list[Configuration]:
+    """The fastest and the smallest that may do, by regression on configurations alone.
+
+    The sampler looks for the whole front; these two look where the answer is.
+    """
+    whole = found.whole
+    predictor = fit(
+        [r.configuration.features() for r in whole],
+        [cast(float, r.quality) for r in whole],
+        seed,
+    )
+    if predictor is None:
+        return []
+    seen = {row.configuration for row in found.rows}
+    new = [c for c in every(space) if c not in seen]
+    new = [c for c in new if limits.within_reach(costs(c))]
+    hoped = predictor.many([c.features() for c in new])
+    good = [c for c, quality in zip(new, hoped, strict=True) if quality >= floor]
+    fastest = sorted(good, key=lambda c: (costs(c).latency, costs(c).size_mb))[:1]
+    rest = [c for c in good if c not in fastest]
+    return (
+        fastest + sorted(rest, key=lambda c: (costs(c).size_mb, costs(c).latency))[:1]
+    )
 
 
 def _learn(whole: Sequence[Row], seed: int) -> Predictor | None:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from edgelm import schema
+from edgelm.bundle import GRAPH
 from edgelm.calibration import Calibration, load_texts
 from edgelm.errors import InputError
 from edgelm.evaluate.reference import from_loaded
@@ -33,7 +34,7 @@ from edgelm.tuning.trial import Problem, float_graph, judges_of, ranges_of
 # Texts that are read at most, and of these every third to judge by.
 MAX_TEXTS = 4096
 # Texts that sensitivity is measured on (every eighth of these), and that time is measured on.
-_SENSITIVITY, _TIMED = 256, 48
+_SENSITIVITY, _TIMED = 256, 96
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,12 @@ def measure_baseline(
             f"The dense model's {judge.measure} is {quality:.2f}; there is nothing to keep. Give other data."
         )
     model, source = float_graph(problem, Configuration())
-    timed = texts[:: max(len(texts) // _TIMED, 1)]
-    lengths = [
-        next(iter(f.values())).size for f in feeds(loaded, timed, ranges_of(problem))
-    ]
-    rows = int(median(lengths))
+    given = list(
+        feeds(loaded, texts[:: max(len(texts) // _TIMED, 1)], ranges_of(problem))
+    )
+    given.sort(key=lambda feed: next(iter(feed.values())).size)
+    usual, long = given[len(given) // 2], given[int(0.95 * len(given))]
+    rows = int(next(iter(usual.values())).size)
     sizes: dict[str, float] = {}
     times: dict[str, float] = {}
     tails: list[float] = []
@@ -144,7 +146,123 @@ def measure_baseline(
             for table in bits:
                 folder = Path(work) / f"{precision}-{table}"
                 folder.mkdir()
-                written = write_graph(
+                write_graph(
+                    model,
+                    target,
+                    precision,
+                    source,
+                    folder,
+                    ranges_of(problem),
+                    table_bits=table,
+                )
+                size = extra + sum(f.stat().st_size for f in folder.iterdir())
+                sizes[f"{precision}/{table}"] = size / 1e6
+                if here and precision not in times:
+                    runtime = open_graph(target, folder / GRAPH).runtime
+                    times[precision], slow = (
+                        measure_dense(
+                            bundle,
+                            folder / GRAPH,
+                            feed,
+                            f"{loaded.source_digest}:{precision}:{next(iter(feed.values())).size}",
+                            runtime,
+                        )
+                        for feed in (usual, long)
+                    )
+                    tails.append(slow / times[precision])
+        if here:
+            shapes = _shapes(layers, space)
+            products = measure_products(bundle, shapes, rows, runtime)
+    groups: tuple[tuple[str, ...], ...]
+
+
+def write_texts(texts: str, seed: int, work: Path) -> list[str]:
+    """Write ``calibration.jsonl`` and ``judging.jsonl`` (every third text) into a folder.
+
+    Args:
+        texts: ``built-in`` or a file.
+        seed: Of the draw, where there are more than `MAX_TEXTS`.
+        work: The folder.
+
+    Returns:
+        The texts to judge by.
+
+    Raises:
+        InputError: The texts cannot be read, there are too few, or the folder cannot be written.
+    """
+    found = load_texts(Calibration(texts, MAX_TEXTS, seed=seed))
+    judging = found[::3]
+    if len(judging) < 16:
+        raise InputError(
+            f"{texts} holds {len(found)} texts; tuning needs at least 48. Give more with --texts FILE."
+        )
+    rest = [text for i, text in enumerate(found) if i % 3]
+    for name, part in (("calibration", rest), ("judging", judging)):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in part]
+        try:
+            (work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"Cannot write to {work}: {error.strerror}.") from error
+    return judging
+
+
+def measure_baseline(
+    problem: Problem,
+    space: Mapping[str, Values],
+    loaded: LoadedModel,
+    target: Target,
+    texts: Sequence[str],
+) -> Baseline:
+    """Judge and measure the dense model.
+
+    Args:
+        problem: What is tuned.
+        space: All that may be asked for.
+        loaded: The dense model.
+        target: The device.
+        texts: Texts whose lengths are those that count.
+
+    Raises:
+        EdgelmError: The model cannot be exported for the target, or not be judged.
+    """
+    judge, confirm = judges_of(problem)
+    dense = from_loaded(loaded)
+    quality, confirmed = judge(dense), confirm(dense)
+    if quality <= 0:
+        raise InputError(
+            f"The dense model's {judge.measure} is {quality:.2f}; there is nothing to keep. Give other data."
+        )
+    model, source = float_graph(problem, Configuration())
+    given = list(
+        feeds(loaded, texts[:: max(len(texts) // _TIMED, 1)], ranges_of(problem))
+    )
+    given.sort(key=lambda feed: next(iter(feed.values())).size)
+    usual, long = given[len(given) // 2], given[int(0.95 * len(given))]
+    rows = int(next(iter(usual.values())).size)
+    sizes: dict[str, float] = {}
+    times: dict[str, float] = {}
+    tails: list[float] = []
+    products: dict[str, float] = {}
+    layers = find_layers(loaded)
+    here = runs_here(target)
+    with tempfile.TemporaryDirectory(dir=problem.work, prefix=".dense.") as work:
+        first = space["precision"][0]
+        bundle = export(
+            model,
+            target.name,
+            Path(work) / "bundle",
+            precision=first,
+            float_graph=source,
+            calibration=ranges_of(problem),
+        )
+        graph_bytes = bundle.file(bundle.manifest.graph.file).stat().st_size
+        extra = bundle.size_bytes - graph_bytes
+        for precision in space["precision"]:
+            bits = space.get("table_bits", (8,)) if precision == "int8" else (8,)
+            for table in bits:
+                folder = Path(work) / f"{precision}-{table}"
+                folder.mkdir()
+                write_graph(
                     model,
                     target,
                     precision,

@@ -1,7 +1,8 @@
 """One evaluation: a configuration made and judged. This is what runs on the workers.
 
-Every evaluation depends on the problem and the configuration alone, in one thread, so that it gives the same number here and
-on a cluster, the first time and again. What it leaves behind under ``work`` (checkpoints and float32 graphs, by recipe) only spares work.
+Every evaluation depends on the problem and the configuration alone, in one thread, so that it gives the same
+number here and on a cluster, the first time and again. What it leaves behind under ``work`` (checkpoints and
+float32 graphs, by recipe) only spares work.
 """
 
 from __future__ import annotations
@@ -94,10 +95,8 @@ def evaluate_trial(
     torch.set_num_threads(1)
     began = time.monotonic()
     try:
-        if fidelity == "partial":
-            found = _partial(problem, configuration)
-        else:
-            found = _full(problem, configuration)
+        judged = _partial if fidelity == "partial" else _full
+        found = judged(problem, configuration)
     except Exception as error:
         if _disk_full(error):
             raise InputError(
@@ -215,7 +214,8 @@ def judges_of(problem: Problem) -> tuple[Judge, Judge]:
     judging = Path(problem.work) / "judging.jsonl"
     if not judging.is_file():
         raise InputError(
-            f"{judging} is not to be seen on this worker. The output, the model and the data have to be on storage that all workers share."
+            f"{judging} is not to be seen on this worker. "
+            "The output, the model and the data have to be on storage that all workers share."
         )
     dense = open_reference(problem.model, problem.task, threads=1)
     return judges(dense, list(read_texts(judging)), problem.data)

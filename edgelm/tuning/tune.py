@@ -107,7 +107,7 @@ def tune(
     loaded = load_model(request.model, request.task)
     if target.runtime not in SPACES or loaded.info is None:
         raise TargetError(
-            f"{target.name} cannot be tuned for: edgelm makes no bundles of models for the task {loaded.task} that run on it."
+            f"{target.name} cannot be tuned for: there are no bundles for it of models for the task {loaded.task}."
         )
     if request.limits.p95_ms is not None and not runs_here(target):
         raise TargetError(
