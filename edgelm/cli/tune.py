@@ -55,6 +55,13 @@ FILE = click.Path(path_type=Path)
     help="To calibrate on and, without --data, to judge by: .txt or .jsonl, also .gz and .zst.",
 )
 @click.option(
+    "--max-texts",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Calibrate on at most this many; a partial evaluation on an eighth of them.",
+)
+@click.option(
     "--trials",
     type=click.IntRange(1),
     default=48,
@@ -104,6 +111,7 @@ def tune(
     max_size_mb: float | None,
     data: Path | None,
     texts: str,
+    max_texts: int,
     trials: int,
     minutes: float | None,
     seed: int,
@@ -143,6 +151,7 @@ def tune(
         task=task,
         data=None if data is None else str(data),
         texts=texts,
+        max_texts=max_texts,
         trials=trials,
         minutes=minutes,
         seed=seed,

@@ -177,16 +177,21 @@ def verdict(
     return said + "."
 
 
+def asked_for(limits: Limits) -> str:
+    """The limits in words."""
+    asked = [f"a drop of at most {limits.drop:g} %"]
+    asked += [] if limits.p95_ms is None else [f"a p95 of {limits.p95_ms:g} ms"]
+    asked += [] if limits.size_mb is None else [f"{limits.size_mb:g} MB"]
+    return " and ".join(asked)
+
+
 def _nothing(
     limits: Limits,
     baseline: Baseline,
     found: Found,
     finalists: Sequence[dict[str, Any]],
 ) -> str:
-    asked = [f"a drop of at most {limits.drop:g} %"]
-    asked += [] if limits.p95_ms is None else [f"a p95 of {limits.p95_ms:g} ms"]
-    asked += [] if limits.size_mb is None else [f"{limits.size_mb:g} MB"]
-    said = f"Of {len(found.rows)} configurations none keeps to {' and '.join(asked)}."
+    said = f"Of {len(found.rows)} configurations none keeps to {asked_for(limits)}."
     if finalists:
         near = min(finalists, key=lambda f: f.get("p95_ms", f["size_mb"]))
         p95 = f"p95 {near['p95_ms']:.2f} ms, " if "p95_ms" in near else ""

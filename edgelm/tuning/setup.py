@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from edgelm import schema
@@ -16,7 +15,7 @@ from edgelm.calibration import Calibration, load_texts
 from edgelm.errors import InputError
 from edgelm.evaluate.reference import from_loaded
 from edgelm.export import export
-from edgelm.export.precision import by_sensitivity, feeds, write_graph
+from edgelm.export.precision import Named, by_sensitivity, feeds, write_graph
 from edgelm.models import LoadedModel
 from edgelm.targets import Target
 from edgelm.tuning.costs import (
@@ -116,189 +115,86 @@ def measure_baseline(
         raise InputError(
             f"The dense model's {judge.measure} is {quality:.2f}; there is nothing to keep. Give other data."
         )
-    model, source = float_graph(problem, Configuration())
-    given = list(
-        feeds(loaded, texts[:: max(len(texts) // _TIMED, 1)], ranges_of(problem))
-    )
-    given.sort(key=lambda feed: next(iter(feed.values())).size)
-    usual, long = given[len(given) // 2], given[int(0.95 * len(given))]
-    rows = int(next(iter(usual.values())).size)
-    sizes: dict[str, float] = {}
-    times: dict[str, float] = {}
-    tails: list[float] = []
-    products: dict[str, float] = {}
+    _, source = float_graph(problem, Configuration())
     layers = find_layers(loaded)
-    here = runs_here(target)
-    with tempfile.TemporaryDirectory(dir=problem.work, prefix=".dense.") as work:
-        first = space["precision"][0]
-        bundle = export(
-            model,
-            target.name,
-            Path(work) / "bundle",
-            precision=first,
-            float_graph=source,
-            calibration=ranges_of(problem),
-        )
-        graph_bytes = bundle.file(bundle.manifest.graph.file).stat().st_size
-        extra = bundle.size_bytes - graph_bytes
-        for precision in space["precision"]:
-            bits = space.get("table_bits", (8,)) if precision == "int8" else (8,)
-            for table in bits:
-                folder = Path(work) / f"{precision}-{table}"
-                folder.mkdir()
-                write_graph(
-                    model,
-                    target,
-                    precision,
-                    source,
-                    folder,
-                    ranges_of(problem),
-                    table_bits=table,
-                )
-                size = extra + sum(f.stat().st_size for f in folder.iterdir())
-                sizes[f"{precision}/{table}"] = size / 1e6
-                if here and precision not in times:
-                    runtime = open_graph(target, folder / GRAPH).runtime
-                    times[precision], slow = (
-                        measure_dense(
-                            bundle,
-                            folder / GRAPH,
-                            feed,
-                            f"{loaded.source_digest}:{precision}:{next(iter(feed.values())).size}",
-                            runtime,
-                        )
-                        for feed in (usual, long)
-                    )
-                    tails.append(slow / times[precision])
-        if here:
-            shapes = _shapes(layers, space)
-            products = measure_products(bundle, shapes, rows, runtime)
-    groups: tuple[tuple[str, ...], ...]
+    extra, costs = _costs(problem, space, loaded, target, texts, source, layers)
+    groups: list[tuple[Named, ...]] = []
+    if "int8" in space["precision"] and max(space.get("floats", (0,))) > 0:
+        few = replace(ranges_of(problem), max_texts=_SENSITIVITY)
+        known = {(x.inputs, x.outputs) for x in layers}
+        groups = [
+            group
+            for group in by_sensitivity(loaded, target, source, few)
+            if known.issuperset(shape for _, shape in group)
+        ]
+    dims = tuple(tuple(shape for _, shape in group) for group in groups)
+    names = tuple(tuple(name for name, _ in group) for group in groups)
+    counts = (len(judge.rows), len(confirm.rows))
+    costs = replace(costs, groups=dims)
+    return Baseline(judge.measure, quality, confirmed, counts, extra, costs, names)
 
 
-def write_texts(texts: str, seed: int, work: Path) -> list[str]:
-    """Write ``calibration.jsonl`` and ``judging.jsonl`` (every third text) into a folder.
-
-    Args:
-        texts: ``built-in`` or a file.
-        seed: Of the draw, where there are more than `MAX_TEXTS`.
-        work: The folder.
-
-    Returns:
-        The texts to judge by.
-
-    Raises:
-        InputError: The texts cannot be read, there are too few, or the folder cannot be written.
-    """
-    found = load_texts(Calibration(texts, MAX_TEXTS, seed=seed))
-    judging = found[::3]
-    if len(judging) < 16:
-        raise InputError(
-            f"{texts} holds {len(found)} texts; tuning needs at least 48. Give more with --texts FILE."
-        )
-    rest = [text for i, text in enumerate(found) if i % 3]
-    for name, part in (("calibration", rest), ("judging", judging)):
-        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in part]
-        try:
-            (work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"Cannot write to {work}: {error.strerror}.") from error
-    return judging
-
-
-def measure_baseline(
+def _costs(
     problem: Problem,
     space: Mapping[str, Values],
     loaded: LoadedModel,
     target: Target,
     texts: Sequence[str],
-) -> Baseline:
-    """Judge and measure the dense model.
-
-    Args:
-        problem: What is tuned.
-        space: All that may be asked for.
-        loaded: The dense model.
-        target: The device.
-        texts: Texts whose lengths are those that count.
-
-    Raises:
-        EdgelmError: The model cannot be exported for the target, or not be judged.
-    """
-    judge, confirm = judges_of(problem)
-    dense = from_loaded(loaded)
-    quality, confirmed = judge(dense), confirm(dense)
-    if quality <= 0:
-        raise InputError(
-            f"The dense model's {judge.measure} is {quality:.2f}; there is nothing to keep. Give other data."
-        )
-    model, source = float_graph(problem, Configuration())
-    given = list(
-        feeds(loaded, texts[:: max(len(texts) // _TIMED, 1)], ranges_of(problem))
-    )
-    given.sort(key=lambda feed: next(iter(feed.values())).size)
+    source: Path,
+    layers: tuple[Layer, ...],
+) -> tuple[int, CostModel]:
+    """Bytes of a bundle besides its graph; sizes and times of the dense model and of products."""
+    ranges, here = ranges_of(problem), runs_here(target)
+    given = list(feeds(loaded, texts[:: max(len(texts) // _TIMED, 1)], ranges))
+    given.sort(key=_tokens)
     usual, long = given[len(given) // 2], given[int(0.95 * len(given))]
-    rows = int(next(iter(usual.values())).size)
     sizes: dict[str, float] = {}
     times: dict[str, float] = {}
-    tails: list[float] = []
     products: dict[str, float] = {}
-    layers = find_layers(loaded)
-    here = runs_here(target)
+    tail = 1.0
     with tempfile.TemporaryDirectory(dir=problem.work, prefix=".dense.") as work:
-        first = space["precision"][0]
         bundle = export(
-            model,
+            loaded,
             target.name,
             Path(work) / "bundle",
-            precision=first,
+            precision=space["precision"][0],
             float_graph=source,
-            calibration=ranges_of(problem),
+            calibration=ranges,
         )
-        graph_bytes = bundle.file(bundle.manifest.graph.file).stat().st_size
-        extra = bundle.size_bytes - graph_bytes
+        graph = bundle.file(bundle.manifest.graph.file)
+        extra = bundle.size_bytes - graph.stat().st_size
         for precision in space["precision"]:
-            bits = space.get("table_bits", (8,)) if precision == "int8" else (8,)
-            for table in bits:
-                folder = Path(work) / f"{precision}-{table}"
+            several = space.get("table_bits", (8,)) if precision == "int8" else (8,)
+            for bits in several:
+                name = f"{precision}/{bits}"
+                folder = Path(work) / f"{precision}-{bits}"
                 folder.mkdir()
-                write_graph(
-                    model,
-                    target,
-                    precision,
-                    source,
-                    folder,
-                    ranges_of(problem),
-                    table_bits=table,
-                )
-                size = extra + sum(f.stat().st_size for f in folder.iterdir())
-                sizes[f"{precision}/{table}"] = size / 1e6
-                graph = folder / written.graph.file
-                if here and precision not in times:
-                    name = f"{precision}:{rows}"
-                    times[precision], slow = measure_dense(
-                        target, graph, loaded, timed, name
+                made = (loaded, target, precision, source, folder, ranges)
+                write_graph(*made, table_bits=bits)
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                sizes[name] = (extra + size) / 1e6
+            if here:
+                runtime = open_graph(target, folder / GRAPH).runtime
+                times[precision], slow = (
+                    measure_dense(
+                        bundle,
+                        folder / GRAPH,
+                        feed,
+                        f"{loaded.source_digest}:{precision}:{_tokens(feed)}",
+                        runtime,
                     )
-                    tails.append(slow / times[precision])
+                    for feed in (usual, long)
+                )
+                tail = max(tail, slow / times[precision])
         if here:
-            session = open_graph(target, graph)
             shapes = _shapes(layers, space)
-            products = measure_products(bundle, shapes, rows, session.runtime)
-    groups: tuple[tuple[str, ...], ...] = ()
-    dims: tuple[tuple[tuple[int, int], ...], ...] = ()
-    if "int8" in space["precision"] and max(space.get("floats", (0,))) > 0:
-        few = Calibration(
-            ranges_of(problem).texts, _SENSITIVITY, ranges_of(problem).max_tokens
-        )
-        found = by_sensitivity(model, target, source, few)
-        known = {(x.inputs, x.outputs) for x in layers}
-        found = [g for g in found if all(shape in known for _, shape in g)]
-        groups = tuple(tuple(name for name, _ in g) for g in found)
-        dims = tuple(tuple(shape for _, shape in g) for g in found)
-    tail = median(tails) if tails else 1.0
-    costs = CostModel(layers, rows, products, times, tail, sizes, dims)
-    counts = (len(judge.rows), len(confirm.rows))
-    return Baseline(judge.measure, quality, confirmed, counts, extra, costs, groups)
+            products = measure_products(bundle, shapes, _tokens(usual), runtime)
+    return extra, CostModel(layers, _tokens(usual), products, times, tail, sizes)
+
+
+def _tokens(feed: Mapping[str, Any]) -> int:
+    """Tokens of a text, special ones included."""
+    return int(feed["input_ids"].size)
 
 
 def _shapes(

@@ -30,10 +30,8 @@ from edgelm.tuning.quality import Judge, judges
 from edgelm.tuning.space import Configuration
 
 Fidelity = Literal["partial", "full"]
-# Texts to calibrate on and rows to judge by. What a whole evaluation has suffices for a final recipe
-# (docs/tuning.md); the partial one takes about a tenth of the time.
-TEXTS: dict[Fidelity, int] = {"partial": 64, "full": 512}
-ROWS: dict[Fidelity, int] = {"partial": 128, "full": 2048}
+# What a partial evaluation has: a share of the texts to calibrate on, and at most so many rows to judge by.
+_SHARE, _ROWS = 1 / 8, 128
 MAX_TOKENS = 128
 
 
@@ -48,6 +46,7 @@ class Problem:
         work: Folder that all workers see: it holds ``calibration.jsonl`` and ``judging.jsonl``.
         data: Labelled data, or None.
         seed: Of the draw of calibration texts.
+        texts: How many texts to calibrate on in a whole evaluation, which is also what the bundle is made of.
         groups: Names of the products that int8 may leave in float, the most sensitive first.
     """
 
@@ -57,6 +56,7 @@ class Problem:
     work: str
     data: str | None
     seed: int
+    texts: int = 512
     groups: tuple[tuple[str, ...], ...] = ()
 
 
@@ -111,9 +111,10 @@ def evaluate_trial(
 def _partial(problem: Problem, configuration: Configuration) -> dict[str, Any]:
     from edgelm.evaluate.reference import from_loaded
 
-    judge = judge_of(problem).part(ROWS["partial"])
+    judge = judges_of(problem)[0].part(_ROWS)
     with tempfile.TemporaryDirectory(dir=problem.work, prefix=".partial.") as work:
-        loaded = made(problem, configuration, Path(work) / "model", TEXTS["partial"])
+        few = max(round(problem.texts * _SHARE), 1)
+        loaded = made(problem, configuration, Path(work) / "model", few)
         return {"quality": judge(from_loaded(loaded))}
 
 
@@ -126,7 +127,7 @@ def _full(problem: Problem, configuration: Configuration) -> dict[str, Any]:
     from edgelm.runtimes.engine import Engine
     from edgelm.tuning.costs import open_graph
 
-    judge = judge_of(problem).part(ROWS["full"])
+    judge = judges_of(problem)[0]
     target = load_target(problem.target)
     loaded, source = float_graph(problem, configuration)
     with tempfile.TemporaryDirectory(dir=problem.work, prefix=".graph.") as work:
@@ -155,7 +156,7 @@ def float_graph(
     from edgelm.export.graph import export_graph
 
     folder = recipe_folder(problem, configuration)
-    loaded = made(problem, configuration, folder / "model", TEXTS["full"])
+    loaded = made(problem, configuration, folder / "model", problem.texts)
     graph = folder / "graph" / GRAPH
     if not graph.exists():
         with tempfile.TemporaryDirectory(dir=problem.work, prefix=".float.") as work:
@@ -196,7 +197,7 @@ def kept(problem: Problem, configuration: Configuration) -> frozenset[str]:
 def ranges_of(problem: Problem) -> Calibration:
     """The text that int8's ranges are taken from."""
     texts = str(Path(problem.work) / "calibration.jsonl")
-    return Calibration(texts, TEXTS["full"], MAX_TOKENS, seed=problem.seed)
+    return Calibration(texts, problem.texts, MAX_TOKENS, seed=problem.seed)
 
 
 def recipe_folder(problem: Problem, configuration: Configuration) -> Path:
@@ -219,11 +220,6 @@ def judges_of(problem: Problem) -> tuple[Judge, Judge]:
         )
     dense = open_reference(problem.model, problem.task, threads=1)
     return judges(dense, list(read_texts(judging)), problem.data)
-
-
-def judge_of(problem: Problem) -> Judge:
-    """What to tune by."""
-    return judges_of(problem)[0]
 
 
 def _place(made: Path, folder: Path) -> None:

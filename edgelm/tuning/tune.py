@@ -26,14 +26,20 @@ from edgelm.targets import load_target
 from edgelm.targets.board import ROOT
 from edgelm.tasks import Task
 from edgelm.tuning.costs import runs_here
-from edgelm.tuning.finalists import build_finalists, choose, verdict
+from edgelm.tuning.finalists import asked_for, build_finalists, choose, verdict
 from edgelm.tuning.journal import Journal
 from edgelm.tuning.running import Job, Run, processes
 from edgelm.tuning.search import Found, Limits, drop, search
 from edgelm.tuning.setup import Baseline, measure_baseline, read_baseline, write_texts
-from edgelm.tuning.space import SPACES, Configuration, Values, presets, space_for
+from edgelm.tuning.space import (
+    SPACES,
+    Configuration,
+    Values,
+    every,
+    presets,
+    space_for,
+)
 from edgelm.tuning.trial import (
-    TEXTS,
     Problem,
     plain_job,
     recipe_folder,
@@ -60,6 +66,7 @@ class Request:
         task: The model's task; inferred if None.
         data: A file of labelled data; None to judge without labels.
         texts: To calibrate on, and to judge by without labels: ``built-in`` or a file.
+        max_texts: Of these, to calibrate on.
         trials: Candidates to consider.
         minutes: After how many to come to an end; None for no limit.
         seed: Of everything random.
@@ -71,6 +78,7 @@ class Request:
     task: Task | None = None
     data: str | None = None
     texts: str = "built-in"
+    max_texts: int = 512
     trials: int = 48
     minutes: float | None = None
     seed: int = 0
@@ -137,7 +145,15 @@ def tune(
         if Path(request.model).is_dir()
         else request.model
     )
-    problem = Problem(model, request.task, target.name, str(work), data, request.seed)
+    problem = Problem(
+        model,
+        request.task,
+        target.name,
+        str(work),
+        data,
+        request.seed,
+        request.max_texts,
+    )
     large = any(
         p.ndim == 2 and len(p) >= _TABLE_ROWS
         for name, p in loaded.model.named_parameters()
@@ -151,6 +167,7 @@ def tune(
         known = schema.plain(measure_baseline(problem, space, loaded, target, texts))
         journal.put({"what": "baseline"}, known)
     baseline = read_baseline(known)
+    _check_reach(request.limits, space, baseline)
     problem = replace(problem, groups=baseline.groups)
     with runner() as run:
         found = _search(
@@ -190,6 +207,19 @@ def _settings(request: Request, source_digest: str) -> dict[str, Any]:
             about[name] = [str(path), hashlib.sha256(path.read_bytes()).hexdigest()]
     versions = {"edgelm": edgelm.__version__, "torch": torch.__version__}
     return {**about, "weights": source_digest, "versions": versions}
+
+
+def _check_reach(
+    limits: Limits, space: Mapping[str, Values], baseline: Baseline
+) -> None:
+    """Refuse limits that nothing comes near, before any work."""
+    costs = [baseline.costs.predict(c) for c in every(space)]
+    if not any(map(limits.within_reach, costs)):
+        least, fastest = min(c.size_mb for c in costs), min(c.p95 for c in costs)
+        p95 = f" and the fastest a p95 of {fastest:.2f} ms" if limits.p95_ms else ""
+        raise GateError(
+            f"Nothing comes near {asked_for(limits)}: the smallest is predicted to take {least:.1f} MB{p95}."
+        )
 
 
 class _Clock:
@@ -316,7 +346,7 @@ def _recipe(problem: Problem, configuration: Configuration, output: Path) -> str
     """The recipe of a configuration, to compress with again; None for the dense model."""
     if not configuration.steps:
         return None
-    recipe = recipe_of(problem, configuration, TEXTS["full"])
+    recipe = recipe_of(problem, configuration, problem.texts)
     texts = str(output / "calibration.jsonl")
     calibration = replace(recipe.calibration, texts=texts)
     return recipes.to_toml(replace(recipe, calibration=calibration))

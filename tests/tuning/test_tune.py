@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import edgelm
 from edgelm.bundle import open_bundle
 from edgelm.cli import cli
 from edgelm.errors import GateError, InputError, TargetError
+from edgelm.evaluate.reference import open_reference
 from edgelm.recipe import read_recipe
+from edgelm.tuning.quality import judges
 from edgelm.tuning.running import Job, Results
 from edgelm.tuning.search import Limits
 from edgelm.tuning.trial import Problem, evaluate_trial
@@ -161,9 +164,15 @@ def test_other_settings_do_not_go_on_with_a_run(
 def test_nothing_that_keeps_to_the_limits_is_said_with_what_came_closest(
     tiny: Tiny, texts: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(GateError, match=r"none keeps to .* 1e-05 ms\. Closest: .* ms"):
-        asked = request(tiny("embedding"), texts, trials=4, p95_ms=1e-5)
-        tune(asked, tmp_path / "tuned", one_by_one)
+    model = tiny("embedding")
+    small = request(model, texts, trials=4, size_mb=1e-5)
+    with pytest.raises(GateError, match=r"Nothing comes near .* 1e-05 MB: the small"):
+        tune(small, tmp_path / "small", one_by_one)
+    better = request(model, texts, -1000.0, trials=2)
+    with pytest.raises(GateError, match=r"none keeps to .*\. Closest: .* MB\."):
+        tune(better, tmp_path / "tuned", one_by_one)
+    assert (tmp_path / "tuned/report.html").exists()
+    assert not (tmp_path / "tuned/bundle").exists()
 
 
 def test_a_device_that_is_not_here_is_predicted_and_the_report_says_so(
@@ -184,18 +193,17 @@ def test_labelled_data_is_split(tiny: Tiny, texts: Path, tmp_path: Path) -> None
     sentences = [json.loads(line)["text"] for line in texts.open(encoding="utf-8")]
     rows = [
         {"text1": a, "text2": b, "score": i % 6}
-        for i, (a, b) in enumerate(zip(sentences, sentences[1:], strict=False))
+        for i, (a, b) in enumerate(pairwise(sentences))
     ]
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    asked = request(tiny("embedding"), texts, 1e6, data=str(data), trials=1)
-    try:
-        result = tune(asked, tmp_path / "tuned", one_by_one)
-    except InputError as error:  # an untrained model may be worse than none
-        assert "there is nothing to keep" in str(error)
-    else:
-        assert result["judged_on"] == [66, 23]
-        assert "spearman on" in result["measure"]
+    model = open_reference(str(tiny("embedding")))
+    tuned_by, confirmed_by = judges(model, [], str(data))
+    assert (len(tuned_by.rows), len(confirmed_by.rows)) == (66, 23)
+    chosen = [row["text1"] for row in tuned_by.rows]
+    assert not set(chosen) & {row["text1"] for row in confirmed_by.rows}
+    assert tuned_by.measure == f"spearman on {data}"
+    assert -100 <= tuned_by(model) <= 100
 
 
 @pytest.mark.parametrize(
