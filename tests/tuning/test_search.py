@@ -78,6 +78,8 @@ def test_it_finds_something_better_than_the_presets_and_saves_evaluations() -> N
     good = [r for r in found.whole if (r.quality or 0) >= DENSE * 0.99]
     first = [r for r in good if r.configuration in presets(SPACE)]
     assert min(losses(r)[1] for r in good) < min(losses(r)[1] for r in first)
+    for row in found.front:
+        assert not any(dominates(losses(o), losses(row)) for o in found.whole)
     for row in found.rows:
         if row.stopped.startswith("predicted"):
             assert row.quality is None
@@ -85,20 +87,14 @@ def test_it_finds_something_better_than_the_presets_and_saves_evaluations() -> N
             assert row.error is not None
 
 
-def test_the_front_holds_only_what_nothing_beats() -> None:
-    found, _ = run()
-    for row in found.front:
-        assert not any(dominates(losses(o), losses(row)) for o in found.whole)
-
-
 def test_the_same_seed_gives_the_same_search_and_another_another() -> None:
-    one, two, other = run()[0], run()[0], run(seed=1)[0]
+    one, two, other = (run(seed=seed, trials=12)[0] for seed in (0, 0, 1))
     assert one.rows == two.rows
     assert one.rows != other.rows
 
 
 def test_what_cannot_keep_to_the_limits_is_never_evaluated() -> None:
-    _, bench = run(Limits(5.0, p95_ms=2.6, size_mb=16.0))
+    _, bench = run(Limits(5.0, p95_ms=2.6, size_mb=16.0), trials=12)
     assert bench.whole
     for c, _ in bench.jobs:
         assert costs(c).p95 <= 2.6 * 1.25
@@ -122,12 +118,12 @@ def test_a_failed_evaluation_is_recorded_and_the_search_goes_on() -> None:
         ]
 
     found = search(
-        SPACE, presets(SPACE), costs, evaluate, DENSE, Limits(1.0), trials=16
+        SPACE, presets(SPACE), costs, evaluate, DENSE, Limits(1.0), trials=12
     )
     failed = [row for row in found.rows if row.configuration.neurons == 0.5]
     assert failed
     assert {row.stopped for row in failed} == {"failed: It was killed."}
-    assert len(found.rows) == 16
+    assert len(found.rows) == 12
     assert found.whole
 
 

@@ -45,7 +45,7 @@ def one_by_one() -> Iterator[Any]:
 
 def request(model: Path, texts: Path, drop: float = 20.0, **more: Any) -> Request:
     limits = Limits(drop, more.pop("p95_ms", None), more.pop("size_mb", None))
-    options = {"trials": 9, "texts": str(texts), **more}
+    options = {"trials": 8, "texts": str(texts), **more}
     return Request(str(model), options.pop("target", "cpu"), limits, **options)
 
 
@@ -66,6 +66,7 @@ class _Page(HTMLParser):
         self.loaded += [v for k, v in attrs if k in ("src", "href")]
 
 
+@pytest.mark.slow
 def test_it_makes_a_bundle_that_keeps_to_the_limits(
     tiny: Tiny, texts: Path, tmp_path: Path
 ) -> None:
@@ -75,7 +76,7 @@ def test_it_makes_a_bundle_that_keeps_to_the_limits(
     chosen = next(f for f in result["finalists"] if f["chosen"])
     assert chosen["drop"] <= 20
     assert chosen["size_mb"] == pytest.approx(bundle.size_bytes / 1e6)
-    assert result["considered"] == 9 == len(result["rows"])
+    assert result["considered"] == 8 == len(result["rows"])
     assert result["whole"] == sum("quality" in row for row in result["rows"])
     assert edgelm.load(output / "bundle").encode(["the man plays"]).shape == (1, 32)
     assert json.loads((output / "tune.json").read_text("utf-8")) == result
@@ -88,6 +89,7 @@ def test_it_makes_a_bundle_that_keeps_to_the_limits(
     assert [p.name for p in tmp_path.iterdir() if "tuned" in p.name] == ["tuned"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "measure"),
     [("ner", "entity F1 against"), ("scorer", "Spearman with the dense model")],
@@ -101,6 +103,7 @@ def test_other_tasks_are_judged_by_agreement(
     assert result["dense"] == pytest.approx(100)
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_it_goes_on_and_finds_the_same(
     tiny: Tiny, texts: Path, tmp_path: Path
 ) -> None:
@@ -109,10 +112,10 @@ def test_killed_at_any_time_it_goes_on_and_finds_the_same(
     due = tune(request(model, texts), tmp_path / "due", one_by_one)
     output = tmp_path / "tuned"
     command = [sys.executable, "-m", "edgelm", "tune", str(model), "--target", "cpu"]
-    command += ["--texts", str(texts), "--max-drop", "20%", "--trials", "9"]
+    command += ["--texts", str(texts), "--max-drop", "20%", "--trials", "8"]
     command += ["--workers", "1", "-o", str(output), "--json"]
     journal = tmp_path / ".tuned.tuning" / "journal.jsonl"
-    for lines in (3, 8):
+    for lines in (3, 7):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 120
         while not journal.exists() or journal.read_bytes().count(b"\n") < lines:
@@ -141,6 +144,7 @@ def test_a_full_disk_is_said_and_loses_nothing(
     assert not (tmp_path / "tuned").exists()
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_go_on_with_a_run(
     tiny: Tiny, texts: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +165,7 @@ def test_other_settings_do_not_go_on_with_a_run(
     assert tune(asked, output, one_by_one, force=True)["considered"] == 1
 
 
+@pytest.mark.slow
 def test_nothing_that_keeps_to_the_limits_is_said_with_what_came_closest(
     tiny: Tiny, texts: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +180,7 @@ def test_nothing_that_keeps_to_the_limits_is_said_with_what_came_closest(
     assert not (tmp_path / "tuned/bundle").exists()
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_here_is_predicted_and_the_report_says_so(
     tiny: Tiny, texts: Path, tmp_path: Path
 ) -> None:
