@@ -7,6 +7,8 @@ order changes nothing.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +37,9 @@ def processes(workers: int) -> Iterator[Run]:
     context = multiprocessing.get_context("spawn")
 
     def pool(count: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(count, mp_context=context)
+        return ProcessPoolExecutor(
+            count, mp_context=context, initializer=_end_with_parent
+        )
 
     current = [pool(workers)]
 
@@ -67,6 +71,18 @@ def processes(workers: int) -> Iterator[Run]:
         yield run
     finally:
         current[0].shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker not outlive what started it, however that ended."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,26 @@ def test_a_line_that_is_none_is_named(whole: Path) -> None:
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(InputError, match="line 3: this is no line of a journal"):
         Journal(path, {"seed": 1})
+
+
+def test_a_disk_without_room_is_said_and_nothing_is_lost(whole: Path) -> None:
+    """A real process whose files may not grow by more than a part of a line."""
+    path = whole.with_name("full.jsonl")
+    path.write_bytes(whole.read_bytes())
+    room = path.stat().st_size + 10
+    script = (
+        "import sys; from pathlib import Path; from edgelm.tuning.journal import Journal\n"
+        "Journal(Path(sys.argv[1]), {'seed': 1}).put({'trial': 9}, 'a' * 100)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+    assert done.returncode == 1
+    assert f"Cannot write to {path}" in done.stderr
+    assert "the same command goes on" in done.stderr
+    journal = Journal(path, {"seed": 1})
+    assert journal.get({"trial": 2})["quality"] == 92.5
+    assert journal.get({"trial": 9}) is None

@@ -19,6 +19,7 @@ from edgelm.tuning.running import processes
 from edgelm.tuning.setup import write_texts
 from edgelm.tuning.space import Configuration
 from edgelm.tuning.trial import Problem, evaluate_trial
+from tests.tuning.test_tune import children
 
 Tiny = Callable[[str], Path]
 # Of the tests' own cluster: Ray lets in only those who know its token.
@@ -102,7 +103,7 @@ def test_a_run_on_ray_that_loses_a_worker_finds_what_a_local_one_finds(
 ) -> None:
     command = [sys.executable, "-m", "edgelm", "tune", str(tiny("embedding"))]
     command += ["--target", "cpu", "--texts", str(texts), "--max-drop", "20%"]
-    command += ["--trials", "8", "--json"]
+    command += ["--trials", "5", "--json"]
     local = [*command, "--workers", "1", "-o", str(tmp_path / "local")]
     due = subprocess.run(local, check=True, capture_output=True, text=True, env=ENV)
     far = [*command, "--ray", address, "--ray-cpus", "0.5", "-o", str(tmp_path / "ray")]
@@ -123,17 +124,10 @@ def test_a_run_on_ray_that_loses_a_worker_finds_what_a_local_one_finds(
 
 def kill_a_child() -> bool:
     """End a process that this one started to evaluate in."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-                name = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if parent == str(os.getpid()) and b"spawn_main" in name:
-                os.kill(int(folder.name), signal.SIGKILL)
-                return True
-    return False
+    found = children(os.getpid())
+    if found:
+        os.kill(int(found[0]), signal.SIGKILL)
+    return bool(found)
 
 
 def kill_a_ray_worker() -> bool:
