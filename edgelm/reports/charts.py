@@ -196,7 +196,9 @@ def scatter(
     Returns:
         The file's text, with a text alternative.
     """
-    width, height, left, right, top, bottom = 720, 420, 56, 150, 44, 44
+    labels = [p[0] for p in points if named is None or p[0] in named]
+    right = max(150, 24 + 7 * max(map(len, labels), default=0))
+    width, height, left, top, bottom = 570 + right, 420, 56, 44, 44
     xs, ys = [p[1] for p in points], [p[2] for p in points]
     largest = max(p[3] for p in points) or 1.0
     low, high = min(ys), max(ys)

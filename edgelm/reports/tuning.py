@@ -46,7 +46,7 @@ def tuning_page(result: Mapping[str, Any]) -> str:
     facts = [
         ("Model", request["model"]),
         ("Target", result["target"]),
-        ("Limits", ", ".join(f"{k} {v:g}" for k, v in request["limits"].items())),
+        ("Limits", result["limits"]),
         ("Quality", f"{result['measure']}; dense {result['dense']:.2f}"),
         ("Seed", str(request["seed"])),
         ("CPU", f"{machine['cpu']}, {machine['cores']} cores"),
@@ -120,7 +120,7 @@ def _candidate_rows(result: Mapping[str, Any]) -> list[list[str]]:
             _number(row, "predicted"),
             _number(row, "error"),
             _number(row, "quality"),
-            _number(row, "drop") if "quality" in row else "",
+            _number(row, "drop"),
             f"{row['costs']['latency']:.2f}",
             f"{row.get('size_mb', row['costs']['size_mb']):.1f}",
             row["stopped"] or ("on the front" if row["front"] else ""),

@@ -161,7 +161,7 @@ def verdict(
     """What came out, in a sentence."""
     if best is None:
         return _nothing(limits, baseline, found, finalists)
-    said = f"{best['name']}: {best['drop']:.2f} % below the dense model, {best['size_mb']:.1f} MB"
+    said = f"{best['name']}: {_against(best['drop'])} the dense model, {best['size_mb']:.1f} MB"
     measured = "p50_ms" in best
     if measured:
         said += f", p50 {best['p50_ms']:.2f} ms, p95 {best['p95_ms']:.2f} ms"
@@ -172,9 +172,13 @@ def verdict(
         what = "latency" if measured else "predicted cost"
         said += (
             f"; {speed(best) / speed(preset):.2f} times the {what} of the best preset, {preset['name']} "
-            f"({preset['drop']:.2f} % below, {preset['size_mb']:.1f} MB)"
+            f"({_against(preset['drop'])} dense, {preset['size_mb']:.1f} MB)"
         )
     return said + "."
+
+
+def _against(lost: float) -> str:
+    return f"{abs(lost):.2f} % {'below' if lost >= 0 else 'above'}"
 
 
 def asked_for(limits: Limits) -> str:

@@ -311,21 +311,21 @@ def _result(
     state = device_state(ROOT)
     target = load_target(request.target)
     front = {row.configuration for row in found.front}
-    rows = [
-        {
-            **schema.plain(row),
-            "name": row.configuration.name,
-            "front": row.configuration in front,
-            "drop": drop(baseline.quality, row.quality or 0),
-        }
-        for row in found.rows
-    ]
+    rows = []
+    for row in found.rows:
+        about = {**schema.plain(row), "name": row.configuration.name}
+        if row.quality is not None:
+            about["drop"] = drop(baseline.quality, row.quality)
+        rows.append({**about, "front": row.configuration in front})
     shown = [
-        {**schema.plain(f), "chosen": f is best, "bundle": None} for f in finalists
+        {k: v for k, v in schema.plain(f).items() if k != "bundle"}
+        | {"chosen": f is best}
+        for f in finalists
     ]
     learnt = found.predictor
     return {
         "request": schema.plain(request),
+        "limits": asked_for(request.limits),
         "target": target.title,
         "measured": runs_here(target),
         "measure": baseline.measure,
