@@ -36,6 +36,7 @@ SPACE: dict[str, Values] = {
     "neurons": (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0),
     "heads": (0.75, 1.0),
     "precision": ("int8", "fp32"),
+    "floats": (0, 4, 8),
     "table_bits": (4, 8),
 }
 _PERMUTATIONS = 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 Point = Sequence[float]
 
@@ -41,9 +42,15 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
         return 0.0
     if len(reference) == 1:
         return reference[0] - min(p[0] for p in inside)
+    if len(reference) == 2:
+        volume, top = 0.0, reference[1]
+        for x, y in sorted((p[0], p[1]) for p in inside):
+            volume += (reference[0] - x) * max(top - y, 0.0)
+            top = min(top, y)
+        return volume
     heights = sorted({p[-1] for p in inside})
     volume = 0.0
-    for low, high in zip(heights, [*heights[1:], reference[-1]], strict=True):
+    for low, high in pairwise([*heights, reference[-1]]):
         base = [p[:-1] for p in inside if p[-1] <= low]
         volume += (high - low) * hypervolume(base, reference[:-1])
     return volume

@@ -1,12 +1,12 @@
 """What to try next, and when to stop looking at it.
 
-Half of a generation is asked of Optuna's TPE sampler (Bergstra et al. 2011; with several objectives Ozaki et
-al. 2020), which looks for the whole front; the other half are the fastest and the smallest configuration that a
-regression expects to keep to the limit. Each gets a partial evaluation, and regression on those evaluated in full so
-far predicts what it will be worth, give or take the cross-validated error. What will not reach the limit, or will be
-beaten by one that is known, is stopped there. The others are evaluated in full, in any order and anywhere; then the
-sampler is told all results in the order in which it asked. So the same seed gives the same search, on one machine or
-many, at once or resumed.
+Optuna's TPE sampler (Bergstra et al. 2011; with several objectives Ozaki et al. 2020) asks for configurations, in
+generations. As soon as there is something to learn from, a regression on what is known puts most of a generation into
+its queue: the fastest that should keep to the limit, and what should add most to the front's hypervolume. Each
+candidate gets a partial evaluation, and a regression on that too predicts what it will be worth, give or take the
+cross-validated error. What will not reach the limit, or will be beaten by one that is known, is stopped there. The
+others are evaluated in full, in any order and anywhere; then the sampler is told all results in the order in which it
+asked. So the same seed gives the same search, on one machine or many, at once or resumed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import Any, cast
 
 from edgelm.errors import EdgelmError, require
 from edgelm.tuning.costs import Costs
-from edgelm.tuning.pareto import front
+from edgelm.tuning.pareto import front, hypervolume
 from edgelm.tuning.prediction import Predictor, fit
 from edgelm.tuning.running import Job
 from edgelm.tuning.space import Configuration, Values, every, normal
 
 # Candidates between two looks at what is known; the same everywhere, or the search would depend on the machine.
 GENERATION = 4
+# Of these, how many a regression chooses as soon as there is one; the sampler is asked for the rest.
+_HOPED = 3
 # Drawn at random, presets included, before the sampler learns from them.
 _STARTUP = 8
 _TRIES = 50
@@ -147,7 +149,7 @@ def search(
     found, generation = Found(), 0
     floor = dense * (1 - limits.drop / 100)
     while len(found.rows) < trials and (generation == 0 or go_on(generation)):
-        asker.enqueue(_promising(space, costs, found, limits, floor, seed))
+        asker.enqueue(_promising(space, costs, found, limits, dense, seed))
         batch = asker.ask(
             min(GENERATION, trials - len(found.rows)),
             lambda c: limits.within_reach(costs(c)),
@@ -183,12 +185,12 @@ def _promising(
     costs: Callable[[Configuration], Costs],
     found: Found,
     limits: Limits,
-    floor: float,
+    dense: float,
     seed: int,
 ) -> list[Configuration]:
-    """The fastest and the smallest that may do, by regression on configurations alone.
+    """What a regression on configurations alone makes one hope for, the best first.
 
-    The sampler looks for the whole front; these two look where the answer is.
+    The fastest that should keep to the limit, then what should add most to the volume of all that is beaten.
     """
     whole = found.whole
     predictor = fit(
@@ -201,13 +203,31 @@ def _promising(
     seen = {row.configuration for row in found.rows}
     new = [c for c in every(space) if c not in seen]
     new = [c for c in new if limits.within_reach(costs(c))]
-    hoped = predictor.many([c.features() for c in new])
-    good = [c for c, quality in zip(new, hoped, strict=True) if quality >= floor]
-    fastest = sorted(good, key=lambda c: (costs(c).latency, costs(c).size_mb))[:1]
-    rest = [c for c in good if c not in fastest]
-    return (
-        fastest + sorted(rest, key=lambda c: (costs(c).size_mb, costs(c).latency))[:1]
-    )
+    points = {}
+    for c, quality in zip(
+        new, predictor.many([c.features() for c in new]), strict=True
+    ):
+        if (lost := drop(dense, quality)) <= limits.drop:
+            points[c] = (lost, costs(c).latency, costs(c).size_mb)
+    known = [_point(row, dense) for row in whole]
+    corner = [
+        limits.drop,
+        *(1.01 * max((p[i] for p in known), default=0) for i in (1, 2)),
+    ]
+    chosen = sorted(points, key=lambda c: points[c][1:])[:1]
+    while len(chosen) < _HOPED and len(chosen) < len(points):
+        beaten = [*known, *(points[c] for c in chosen)]
+        beaten = [beaten[i] for i in front(beaten)]
+        rest = [c for c in points if c not in chosen]
+        chosen.append(
+            max(rest, key=lambda c: hypervolume([*beaten, points[c]], corner))
+        )
+    return chosen
+
+
+def _point(row: Row, dense: float) -> tuple[float, float, float]:
+    """Percent lost, latency and MB of a row that was evaluated in full."""
+    return drop(dense, row.quality or 0), *losses(row)[1:]
 
 
 def _learn(whole: Sequence[Row], seed: int) -> Predictor | None:
