@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,12 @@ class Baseline:
     extra_bytes: int
     costs: CostModel
     groups: tuple[tuple[str, ...], ...]
+
+
+def identity(loaded: LoadedModel) -> str:
+    """What tells a model from others: its original weights, and what was done to them."""
+    about = json.dumps([loaded.source_digest, loaded.steps], default=str)
+    return hashlib.sha256(about.encode()).hexdigest()
 
 
 def write_texts(texts: str, seed: int, work: Path) -> list[str]:
@@ -180,7 +187,7 @@ def _costs(
                         bundle,
                         folder / GRAPH,
                         feed,
-                        f"{loaded.source_digest}:{precision}:{_tokens(feed)}",
+                        f"{identity(loaded)}:{precision}:{_tokens(feed)}",
                         runtime,
                     )
                     for feed in (usual, long)

@@ -30,7 +30,13 @@ from edgelm.tuning.finalists import asked_for, build_finalists, choose, verdict
 from edgelm.tuning.journal import Journal
 from edgelm.tuning.running import Job, Run, processes
 from edgelm.tuning.search import Found, Limits, drop, search
-from edgelm.tuning.setup import Baseline, measure_baseline, read_baseline, write_texts
+from edgelm.tuning.setup import (
+    Baseline,
+    identity,
+    measure_baseline,
+    read_baseline,
+    write_texts,
+)
 from edgelm.tuning.space import (
     SPACES,
     Configuration,
@@ -129,7 +135,7 @@ def tune(
         raise InputError(
             f"Cannot write to {output.parent}: {error.strerror}."
         ) from error
-    settings = _settings(request, loaded.source_digest)
+    settings = _settings(request, identity(loaded))
     try:
         journal = Journal(work / JOURNAL, settings)
     except InputError:
@@ -196,17 +202,19 @@ def tune(
     return result
 
 
-def _settings(request: Request, source_digest: str) -> dict[str, Any]:
-    """All that the results depend on."""
+def _settings(request: Request, weights: str) -> dict[str, Any]:
+    """All that results depend on; limits, trials and minutes only say which of them are asked for."""
     import torch
 
     about = dict(schema.plain(request))
+    for name in ("limits", "trials", "minutes"):
+        about.pop(name, None)
     for name in ("data", "texts"):
         path = Path(str(about.get(name)))
         if path.is_file():
             about[name] = [str(path), hashlib.sha256(path.read_bytes()).hexdigest()]
     versions = {"edgelm": edgelm.__version__, "torch": torch.__version__}
-    return {**about, "weights": source_digest, "versions": versions}
+    return {**about, "weights": weights, "versions": versions}
 
 
 def _check_reach(
