@@ -17,7 +17,7 @@ import edgelm
 from edgelm import recipe as recipes
 from edgelm import schema
 from edgelm.atomic import check_free, new_folder
-from edgelm.errors import GateError, InputError, TargetError
+from edgelm.errors import EdgelmError, GateError, InputError, TargetError
 from edgelm.evaluate.latency import environment
 from edgelm.models import load_model
 from edgelm.reports.tuning import tuning_page
@@ -144,7 +144,6 @@ def tune(
         shutil.rmtree(work)
         work.mkdir()
         journal = Journal(work / JOURNAL, settings)
-    texts = write_texts(request.texts, request.seed, work)
     data = None if request.data is None else str(Path(request.data).absolute())
     model = (
         str(Path(request.model).absolute())
@@ -167,18 +166,27 @@ def tune(
     )
     space = space_for(target, loaded.architecture, table_bits=large)
     clock = _Clock(journal, began, request.minutes)
-    progress("measuring the dense model", 0, request.trials)
-    known = journal.get({"what": "baseline"})
-    if known is None:
-        known = schema.plain(measure_baseline(problem, space, loaded, target, texts))
-        journal.put({"what": "baseline"}, known)
-    baseline = read_baseline(known)
-    _check_reach(request.limits, space, baseline)
-    problem = replace(problem, groups=baseline.groups)
-    with runner() as run:
-        found = _search(
-            request, problem, space, baseline, journal, clock, run, progress
-        )
+    try:
+        with runner() as run:
+            texts = write_texts(request.texts, request.seed, work)
+            known = journal.get({"what": "baseline"})
+            if known is None:
+                progress("measuring the dense model", 0, request.trials)
+                made = measure_baseline(problem, space, loaded, target, texts)
+                known = schema.plain(made)
+                journal.put({"what": "baseline"}, known)
+            baseline = read_baseline(known)
+            _check_reach(request.limits, space, baseline)
+            problem = replace(problem, groups=baseline.groups)
+            found = _search(
+                request, problem, space, baseline, journal, clock, run, progress
+            )
+    except EdgelmError:
+        if (
+            len(journal) == 1
+        ):  # nothing to go on with but the settings, which were wrong
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     progress("building the finalists", len(found.rows), request.trials)
     finalists = build_finalists(
         problem, request.limits, baseline, found, presets(space), journal, texts
