@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def export(
     block: int = 32,
     table_bits: int = 8,
     max_drop: float | None = None,
+    keep: Collection[str] = (),
     float_graph: Path | None = None,
     min_snr_db: float | None = None,
     codes_output: bool = False,
@@ -97,6 +98,7 @@ def export(
         block: Weights that share a scale where only weights are quantised.
         table_bits: 8, or 4 for large embedding tables, where products are integers.
         max_drop: What the precision may cost; `edgelm.export.sensitivity` defines it.
+        keep: Names of products that int8 leaves in float, without ``max_drop``.
         float_graph: The model's float32 graph, alone in its folder, where it has been
             exported already.
         min_snr_db: Least agreement with the original model, dB; the precision's own
@@ -146,6 +148,7 @@ def export(
             "block": block,
             "table_bits": table_bits,
             "max_drop": max_drop,
+            "keep": keep,
             "search": precision == "auto" and chosen == "int8" and max_drop is not None,
         }
         written = _write_graph(

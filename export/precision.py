@@ -18,13 +18,21 @@ from edgelm.bundle import GRAPH
 from edgelm.calibration import Calibration, load_texts, split
 from edgelm.errors import ConfigError, GateError, TargetError, require
 from edgelm.export.editor import HALVES
-from edgelm.export.graph import read_graph
+from edgelm.export.graph import read_graph, weighted_products
 from edgelm.export.half import write_half
 from edgelm.export.int8_dynamic import quantize_dynamic
 from edgelm.export.int8_static import Feeds, observe, quantize_static
 from edgelm.export.modules import interface
 from edgelm.export.rounded import CHECKED, open_here
-from edgelm.export.sensitivity import Plan, choose, drop, groups, measure_name
+from edgelm.export.sensitivity import (
+    Group,
+    Plan,
+    choose,
+    drop,
+    groups,
+    measure_name,
+    rank,
+)
 from edgelm.export.weight_only import WeightOnly, quantize_weights
 from edgelm.manifest import (
     EmbeddingInfo,
@@ -103,6 +111,7 @@ def write_graph(
     table_bits: int = 8,
     max_drop: float | None = None,
     search: bool = False,
+    keep: Collection[str] = (),
 ) -> Written:
     """Write a graph in a precision.
 
@@ -118,6 +127,7 @@ def write_graph(
         table_bits: 8, or 4 for large embedding tables, where products are integers.
         max_drop: The largest drop that will do, as `edgelm.export.sensitivity` defines it.
         search: Whether int8 may leave layers in float to hold ``max_drop``.
+        keep: Names of products that int8 leaves in float, where nothing is searched.
 
     Raises:
         ExportError: The graph is not what was asked for.
@@ -143,10 +153,12 @@ def write_graph(
     else:
         quantise = _int8(target, source, ranges, table_bits)
         plan = _plan(judge, quantise, source, path.parent, max_drop) if search else None
-        graph = quantise(path, plan.keep if plan else ())
+        graph = quantise(path, plan.keep if plan else keep)
         if plan:
             about |= {"predicted": plan.predicted, "tables": plan.least}
             about["layers"] = schema.plain(plan.choices)
+        elif keep:
+            about["kept"] = sorted(keep)
     if table_bits != 8:
         about["table_bits"] = table_bits
     found = judge.drop(path)
@@ -230,12 +242,53 @@ def _plan(
     max_drop: float | None,
 ) -> Plan:
     assert max_drop is not None
+    measure = _measure(judge, quantise, folder.parent)
+    return choose(_groups(source), measure, max_drop)
+
+
+Named = tuple[str, tuple[int, int]]
+
+
+def by_sensitivity(
+    loaded: LoadedModel, target: Target, source: Path, calibration: Calibration
+) -> list[tuple[Named, ...]]:
+    """The products that int8 may leave in float, in groups, the most sensitive first.
+
+    Args:
+        loaded: The model.
+        target: What it is for.
+        source: The float32 graph, alone in its folder.
+        calibration: The text, as for `write_graph`.
+
+    Returns:
+        Of each product of a group its name, and its inputs and outputs.
+    """
+    fit, held_out = split(load_texts(calibration))
+    judge = _Judge(loaded, target, source, calibration, held_out)
+    quantise = _int8(target, source, feeds(loaded, fit, calibration), 8)
+    found = _groups(source)
+    measure = _measure(judge, quantise, source.parent.parent)
+    least = measure([name for group in found for name in group.nodes])
+    proto = require("onnx", "export").load(source, load_external_data=False)
+    dims = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    shapes = {p.name: dims[p.input[1]] for p in weighted_products(proto)[0]}
+    order = rank(found, measure, least)[1]
+    return [tuple((name, shapes[name]) for name in found[i].nodes) for i in order]
+
+
+def _groups(source: Path) -> list[Group]:
+    onnx = require("onnx", "export")
+    return groups(onnx.load(source, load_external_data=False))
+
+
+def _measure(
+    judge: _Judge, quantise: _Quantise, folder: Path
+) -> Callable[[Collection[str]], float]:
+    """What a graph costs by what it leaves in float; it is written beside."""
 
     def measure(keep: Collection[str]) -> float:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".layers.") as work:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".layers.") as work:
             quantise(Path(work) / GRAPH, keep)
             return judge.drop(Path(work) / GRAPH)
 
-    onnx = require("onnx", "export")
-    found = groups(onnx.load(source, load_external_data=False))
-    return choose(found, measure, max_drop)
+    return measure

@@ -28,8 +28,12 @@ CHECKED = (
 )
 
 
-def open_here(path: Path) -> OnnxSession:
+def open_here(path: Path, threads: int | None = None) -> OnnxSession:
     """A graph in ONNX Runtime on the CPU; one with bfloat16 as its float32 stand-in.
+
+    Args:
+        path: The graph.
+        threads: Of one inference; all cores if not given.
 
     Raises:
         SessionError: It cannot be loaded.
@@ -37,11 +41,11 @@ def open_here(path: Path) -> OnnxSession:
     onnx = require("onnx", "export")
     light = onnx.load(path, load_external_data=False)
     if not _bfloat16(light):
-        return OnnxSession(path, "CPUExecutionProvider")
+        return OnnxSession(path, "CPUExecutionProvider", threads)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".rounded.") as work:
         stand_in = Path(work) / GRAPH
         save(rounded(onnx.load(path)), stand_in)
-        return OnnxSession(stand_in, "CPUExecutionProvider")
+        return OnnxSession(stand_in, "CPUExecutionProvider", threads)
 
 
 def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:

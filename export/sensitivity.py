@@ -132,8 +132,7 @@ def choose(
             f"With every matrix product in float and only tables in {precision} the drop is {least:.2g}; "
             f"--max-drop allows {max_drop:.2g}. Allow more, or export with --precision fp32."
         )
-    drops = [max(0.0, measure(every - set(group.nodes)) - least) for group in found]
-    order = sorted(range(len(found)), key=lambda i: -drops[i] / found[i].weights)
+    drops, order = rank(found, measure, least)
 
     def names(kept: Collection[int]) -> frozenset[str]:
         return frozenset(name for i in kept for name in found[i].nodes)
@@ -156,6 +155,22 @@ def choose(
         for i, g in enumerate(found)
     )
     return Plan(names(kept), predicted, least, choices)
+
+
+def rank(
+    found: Sequence[Group], measure: Callable[[Collection[str]], float], least: float
+) -> tuple[list[float], list[int]]:
+    """What quantising each group alone costs, and the groups by that for a weight, dearest first.
+
+    Args:
+        found: The groups.
+        measure: As for `choose`.
+        least: What the tables alone cost.
+    """
+    every = frozenset(name for group in found for name in group.nodes)
+    drops = [max(0.0, measure(every - set(group.nodes)) - least) for group in found]
+    order = sorted(range(len(found)), key=lambda i: -drops[i] / found[i].weights)
+    return drops, order
 
 
 def measure_name(info: Info) -> str:

@@ -112,6 +112,7 @@ def test_imports_point_one_way(path: Path) -> None:
         name.startswith(
             (
                 "edgelm.evaluate",
+                "edgelm.tuning",
                 "edgelm.cli",
                 "edgelm.demo",
                 "edgelm.suites",

@@ -36,6 +36,7 @@ COMMANDS = {
     "serve": "serve",
     "sign": "sign",
     "targets": "look",
+    "tune": "tune",
     "verify": "verify",
     "verify-signature": "sign",
 }

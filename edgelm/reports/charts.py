@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 _ROW, _LABEL, _WIDTH, _VALUE = 28, 160, 440, 62
@@ -188,6 +188,7 @@ def scatter(
     *,
     front: Sequence[str],
     alone: bool = True,
+    named: Collection[str] | None = None,
 ) -> str:
     """Points with names; those of the front are joined.
 
@@ -198,13 +199,17 @@ def scatter(
         points: Name, x, y, and what the area of the point stands for.
         front: Names of the points that no other beats in both.
         alone: As an SVG file of its own; else as a part of a page, small enough for a phone.
+        named: Names to write beside their points; all if None.
 
     Returns:
         The file's text or an ``<svg>`` element, with a text alternative.
     """
-    width, height, left, right, top, bottom = (
-        (720, 420, 56, 150, 44, 44) if alone else (440, 280, 48, 24, 56, 44)
-    )
+    labels = [p[0] for p in points if named is None or p[0] in named]
+    if alone:
+        right = max(150, 24 + 7 * max(map(len, labels), default=0))
+        width, height, left, top, bottom = 570 + right, 420, 56, 44, 44
+    else:
+        width, height, left, right, top, bottom = 440, 280, 48, 24, 56, 44
     xs, ys = [p[1] for p in points], [p[2] for p in points]
     largest = max(p[3] for p in points) or 1.0
     low, high = min(ys), max(ys)
@@ -236,23 +241,28 @@ def scatter(
     taken: list[tuple[float, float]] = []
     for name, x, y, size in sorted(points, key=lambda p: p[2], reverse=True):
         across, down = at(x, y)
-        label = down + 4
-        while any(abs(label - b) < 13 and abs(across - a) < 170 for a, b in taken):
-            label += 13
-        taken.append((across, label))
         radius = 3 + 9 * (size / largest) ** 0.5
         best_one = name in front
         fill = f'fill="{_COLOURS[0 if best_one else 1]}"'
         if not alone:
             fill = f'class="bar{" first" if best_one else ""}"'
-        shown = shorten(name)
+        parts.append(
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" {fill} fill-opacity="0.55">'
+            f"<title>{escape(name)}</title></circle>"
+        )
+        if named is not None and name not in named:
+            continue
+        label = down + 4
+        while any(abs(label - b) < 13 and abs(across - a) < 170 for a, b in taken):
+            label += 13
+        taken.append((across, label))
+        shown = name if alone else shorten(name)
         # A name that would leave the picture stands before its point.
         fits = across + radius + 4 + 7 * len(shown) < width
         place, anchor = (
             (across + radius + 4, "start") if fits else (across - radius - 4, "end")
         )
         parts.append(
-            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" {fill} fill-opacity="0.55"/>'
             f'<text x="{place:.1f}" y="{label:.1f}" text-anchor="{anchor}">{escape(shown)}</text>'
         )
     summary = "; ".join(f"{n}: {number(x)}, {number(y)}" for n, x, y, _ in points)

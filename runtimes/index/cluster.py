@@ -87,10 +87,27 @@ def connect(
     """Connect to a Ray cluster for a build.
 
     Args:
-        address: ``host:port``, ``auto`` for the cluster of this machine, ``local`` to start
-            one here that ends with the build.
+        address: As for `join`.
         bundle: What shall encode.
         encoder: The same, opened.
+
+    Raises:
+        EdgelmError: What `join` refuses.
+    """
+    with join(address) as ray:
+        yield ClusterEncoder(ray, bundle, encoder)
+
+
+@contextmanager
+def join(address: str) -> Iterator[Any]:
+    """Connect to a Ray cluster.
+
+    Args:
+        address: ``host:port``, ``auto`` for the cluster of this machine, ``local`` to start
+            one here that ends with the work.
+
+    Yields:
+        The module ray, connected.
 
     Raises:
         InputError: There is no cluster at the address.
@@ -107,7 +124,7 @@ def connect(
             "Start one with: ray start --head. If it asks for a token, set RAY_AUTH_TOKEN."
         ) from error
     try:
-        yield ClusterEncoder(ray, bundle, encoder)
+        yield ray
     finally:
         ray.shutdown()
 

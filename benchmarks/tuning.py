@@ -1,0 +1,200 @@
+"""Evaluations that the tuner saves against random search for the same front.
+
+    python benchmarks/tuning.py --work tuning --model minilm -o tuning.json
+
+A part of the space is evaluated completely once, by `edgelm tune`'s own evaluations (resumable: each goes to a
+journal). On this table both searches are replayed with many seeds, so that luck counts for neither. What is
+compared is how many evaluations in full random search needs on average for the hypervolume (quality, latency
+and size within the limit) that the tuner reaches.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import click
+
+from edgelm import schema
+from edgelm.models import load_model
+from edgelm.targets import load_target
+from edgelm.tuning.journal import Journal
+from edgelm.tuning.pareto import hypervolume
+from edgelm.tuning.running import Job, processes
+from edgelm.tuning.search import Found, Limits, drop, search
+from edgelm.tuning.setup import Baseline, measure_baseline, read_baseline, write_texts
+from edgelm.tuning.space import Configuration, Values, every, presets
+from edgelm.tuning.trial import Problem, plain_job
+
+# A part of the space of the target cpu, small enough to be evaluated completely.
+SPACE: dict[str, Values] = {
+    "neurons": (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0),
+    "heads": (0.75, 1.0),
+    "precision": ("int8", "fp32"),
+    "floats": (0, 4, 8),
+    "table_bits": (4, 8),
+}
+_PERMUTATIONS = 400
+
+
+def evaluate_all(
+    problem: Problem, journal: Journal, workers: int, extra: int
+) -> dict[str, Mapping[str, Any]]:
+    """The table: every configuration, in part and in full, by the journal's keys."""
+    every_one = list(every(SPACE))
+    # Those of one recipe follow each other, so that its checkpoint is made once.
+    jobs: list[Job] = [(c, f) for c in every_one for f in ("partial", "full")]
+    table, todo = {}, {}
+    for job in jobs:
+        key = plain_job(*job)
+        if (known := journal.get(key)) is None:
+            todo[json.dumps(key)] = job
+        else:
+            table[json.dumps(key)] = known
+    with processes(workers) as run:
+        for i, result in run(problem, list(todo.values())):
+            if "graph_bytes" in result:
+                size = (result["graph_bytes"] + extra) / 1e6
+                result = {**result, "size_mb": size}
+            key = plain_job(*list(todo.values())[i])
+            journal.put(key, result)
+            table[json.dumps(key)] = result
+            click.echo(f"{len(table)} of {len(jobs)}: {key} {result}", err=True)
+    return table
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--model", default="minilm", show_default=True)
+@click.option("--texts", default=128, show_default=True, help="To calibrate on.")
+@click.option("--trials", default=24, show_default=True)
+@click.option("--seeds", default=20, show_default=True)
+@click.option("--max-drop", default=2.0, show_default=True, help="Percent.")
+@click.option("--workers", default=2, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def main(
+    work: Path,
+    model: str,
+    texts: int,
+    trials: int,
+    seeds: int,
+    max_drop: float,
+    workers: int,
+    output: Path,
+) -> None:
+    """Evaluate the table, replay both searches on it, and compare."""
+    work = work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    journal = Journal(work / "journal.jsonl", {"model": model, "texts": texts})
+    judging = write_texts("built-in", 0, work)
+    problem = Problem(model, None, "cpu", str(work), None, 0, texts)
+    known = journal.get({"what": "baseline"})
+    if known is None:
+        loaded, target = load_model(model), load_target("cpu")
+        found = measure_baseline(problem, SPACE, loaded, target, judging)
+        known = schema.plain(found)
+        journal.put({"what": "baseline"}, known)
+    baseline = read_baseline(known)
+    problem = replace(problem, groups=baseline.groups)
+    table = evaluate_all(problem, journal, workers, baseline.extra_bytes)
+    result = compare(baseline, table, Limits(max_drop), trials, seeds)
+    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for name, value in result.items():
+        if name != "runs":
+            click.echo(f"{name}: {value}")
+
+
+def compare(
+    baseline: Baseline,
+    table: Mapping[str, Mapping[str, Any]],
+    limits: Limits,
+    trials: int,
+    seeds: int,
+) -> dict[str, Any]:
+    """Replay the tuner with several seeds, and random search."""
+
+    def look_up(c: Configuration, fidelity: Any) -> Mapping[str, Any]:
+        return table[json.dumps(plain_job(c, fidelity))]
+
+    def point(c: Configuration) -> tuple[float, float, float]:
+        full = look_up(c, "full")
+        lost = drop(baseline.quality, full["quality"])
+        return lost, baseline.costs.predict(c).latency, full["size_mb"]
+
+    points = {c: point(c) for c in every(SPACE)}
+    worst = [max(p[i] for p in points.values()) * 1.01 for i in (1, 2)]
+    reference = (limits.drop, *worst)
+
+    def volume(some: Sequence[Configuration]) -> float:
+        return hypervolume([points[c] for c in some], reference)
+
+    whole = volume(list(points))
+    curve = _random_curve(points, reference)
+    runs = []
+    for seed in range(seeds):
+        found: Found = search(
+            SPACE,
+            presets(SPACE),
+            baseline.costs.predict,
+            lambda jobs: [look_up(*job) for job in jobs],
+            baseline.quality,
+            limits,
+            trials=trials,
+            seed=seed,
+        )
+        reached = volume([row.configuration for row in found.whole])
+        needed = next((n for n, v in enumerate(curve, 1) if v >= reached), len(curve))
+        both = [r for r in found.whole if r.predicted is not None]
+        missed = [abs((r.predicted or 0) - (r.quality or 0)) for r in both]
+        runs.append(
+            {
+                "seed": seed,
+                "considered": len(found.rows),
+                "whole": len(found.whole),
+                "share_of_volume": reached / whole,
+                "random_needs": needed,
+                "saved": needed / len(found.whole),
+                "missed_by": mean(missed) if missed else None,
+            }
+        )
+    return {
+        "configurations": len(points),
+        "within_the_limit": sum(p[0] <= limits.drop for p in points.values()),
+        "share_of_volume": median(r["share_of_volume"] for r in runs),
+        "whole_evaluations": median(r["whole"] for r in runs),
+        "random_needs": median(r["random_needs"] for r in runs),
+        "times_fewer": median(r["saved"] for r in runs),
+        "times_fewer_range": [
+            min(r["saved"] for r in runs),
+            max(r["saved"] for r in runs),
+        ],
+        "runs": runs,
+    }
+
+
+def _random_curve(
+    points: Mapping[Configuration, Sequence[float]], reference: Sequence[float]
+) -> list[float]:
+    """Mean hypervolume of random search after 1, 2, ... evaluations in full."""
+    draw = random.Random(0)
+    every_one = list(points.values())
+    total = [0.0] * len(every_one)
+    for _ in range(_PERMUTATIONS):
+        draw.shuffle(every_one)
+        useful: list[Sequence[float]] = []
+        volume = 0.0
+        for i, point in enumerate(every_one):
+            grown = hypervolume([*useful, point], reference)
+            if grown > volume:
+                useful, volume = [*useful, point], grown
+            total[i] += volume / _PERMUTATIONS
+    return total
+
+
+if __name__ == "__main__":
+    main()

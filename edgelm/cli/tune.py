@@ -1,0 +1,180 @@
+"""The command tune."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_table
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", default="minilm")
+@click.option(
+    "--target", required=True, help="Device to tune for; `edgelm targets` lists them."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OUTPUT,
+    required=True,
+    help="Folder to make: bundle, recipe, report.",
+)
+@click.option(
+    "--max-drop",
+    default="1%",
+    show_default=True,
+    metavar="PERCENT",
+    help="Most that the quality may fall below the dense model's, as a share of it.",
+)
+@click.option(
+    "--max-p95-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Largest 95th percentile of the latency of one text; measured, so only where TARGET is this machine.",
+)
+@click.option(
+    "--max-size-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Largest bundle, MB (10^6 bytes).",
+)
+@click.option(
+    "--data",
+    type=FILE,
+    help="Labelled data to choose by, JSON lines as for `edgelm eval`; never a test split. Else without labels.",
+)
+@click.option(
+    "--texts",
+    default="built-in",
+    show_default=True,
+    metavar="FILE",
+    help="To calibrate on and, without --data, to judge by: .txt or .jsonl, also .gz and .zst.",
+)
+@click.option(
+    "--max-texts",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Calibrate on at most this many; a partial evaluation on an eighth of them.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=48,
+    show_default=True,
+    help="Configurations to consider.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Come to an end after about so many; else all trials.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of everything random."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Evaluations at once on this machine, a core each; else all cores.",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Evaluate on a Ray cluster: host:port, auto, or local. Model, data and output have to be on shared storage.",
+)
+@click.option(
+    "--ray-cpus",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="CPUs that an evaluation counts as on the cluster; 0.5 puts two on one.",
+)
+@click.option("--task", type=TASKS, help="What the model is for; else inferred.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a result, or an unfinished run of other settings.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
+)
+def tune(
+    model: str,
+    target: str,
+    output: Path,
+    max_drop: str,
+    max_p95_ms: float | None,
+    max_size_mb: float | None,
+    data: Path | None,
+    texts: str,
+    max_texts: int,
+    trials: int,
+    minutes: float | None,
+    seed: int,
+    workers: int | None,
+    ray: str | None,
+    ray_cpus: float,
+    task: Any,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Find the fastest bundle of MODEL for a device that keeps to your limits.
+
+    Killed at any time, the same command goes on where it stopped.
+
+    \b
+    edgelm tune minilm --target cpu --max-drop 1% --minutes 20 -o tuned
+    """
+    from edgelm.errors import require
+    from edgelm.reports.tuning import FINALISTS, finalist_rows, sentences
+    from edgelm.runtimes.engine import cores
+    from edgelm.tuning.running import cluster, processes
+    from edgelm.tuning.search import Limits
+    from edgelm.tuning.tune import Request
+    from edgelm.tuning.tune import tune as search
+
+    for module in ("optuna", "sklearn"):
+        require(module, "tune")
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", max_drop)
+    if not match:
+        raise click.UsageError(
+            f"--max-drop takes a percentage such as 1%. Got {max_drop}."
+        )
+    request = Request(
+        model,
+        target,
+        Limits(float(match[1]), max_p95_ms, max_size_mb),
+        task=task,
+        data=None if data is None else str(data),
+        texts=texts,
+        max_texts=max_texts,
+        trials=trials,
+        minutes=minutes,
+        seed=seed,
+    )
+    count = workers or cores()
+    with progress_bar(f"tuning {model}") as update:
+        try:
+            result = search(
+                request,
+                output,
+                lambda: processes(count) if ray is None else cluster(ray, ray_cpus),
+                force=force,
+                progress=update,
+            )
+        except KeyboardInterrupt:
+            say("Interrupted. The same command goes on where this one stopped.")
+            raise
+    if as_json:
+        emit(result)
+    show_table("Finalists", FINALISTS, finalist_rows(result))
+    for sentence in sentences(result):
+        say(sentence)
+    say(f"Bundle: {output / 'bundle'}; report: {output / 'report.html'}")
+
+
+COMMANDS = {"tune": tune}
