@@ -441,10 +441,10 @@ def test_a_bundle_with_one_byte_changed(tiny_bundle: Path) -> None:
 def test_a_bundle_from_a_newer_version(tiny_bundle: Path) -> None:
     path = tiny_bundle / MANIFEST
     data = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**data, "format_version": 3}), encoding="utf-8")
+    path.write_text(json.dumps({**data, "format_version": 4}), encoding="utf-8")
     refused(
         call("run", tiny_bundle, "text"),
-        "bundle format 3; this edgelm reads up to 2. Update edgelm",
+        "bundle format 4; this edgelm reads up to 3. Update edgelm",
     )
 
 

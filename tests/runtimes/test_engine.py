@@ -19,7 +19,7 @@ from edgelm.bundle import open_bundle
 from edgelm.errors import GateError, InputError, SessionError
 from edgelm.golden import load_golden
 from edgelm.runtimes.engine import batches, check_onnxruntime, open_engine
-from edgelm.runtimes.session import OnnxSession
+from edgelm.runtimes.session import OnnxSession, saturates
 from edgelm.runtimes.verification import measure_snr, verify
 from tests.conftest import export_bundle
 
@@ -190,3 +190,17 @@ def test_a_table_of_4_bits_names_the_runtime_that_it_needs(bundles: Bundles) -> 
             SessionError, match=rf"from 1\.23 on; this is {version}\. U"
         ):
             check_onnxruntime(four, version)
+
+
+@pytest.mark.parametrize(
+    ("flags", "due"),
+    [
+        ("flags : fpu sse2 avx2 fma", True),
+        ("flags : fpu sse2 avx512f avx512bw", True),
+        ("flags : fpu sse2 avx2 avx_vnni", False),
+        ("flags : fpu sse2 avx512f avx512_vnni", False),
+        ("", False),
+    ],
+)
+def test_only_an_x86_without_vnni_needs_slower_products(flags: str, due: bool) -> None:
+    assert saturates(flags) == due
