@@ -20,6 +20,7 @@ from edgelm.bundle import (
     open_bundle,
 )
 from edgelm.manifest import Manifest
+from edgelm.provenance import of_bundle, of_checkpoint
 from edgelm.runtimes.sensors import cpu_clock
 from edgelm.runtimes.workers import cpu_name
 from edgelm.targets.board import ROOT
@@ -47,7 +48,8 @@ def identity(reference: str, manifest: Manifest) -> dict[str, Any]:
     Returns:
         ``name``, ``kind``, ``task``, ``precision``, ``digest`` (SHA-256: of a bundle's manifest, which
         holds those of its files; of a model's weight files), ``source`` (name and
-        SHA-256 of the original weights), ``steps``, and ``files`` with their bytes.
+        SHA-256 of the original weights), ``steps``, ``files`` with their bytes, and where edgelm made
+        it ``lineage``, the chain from the original weights (`edgelm.provenance`).
     """
     about = {
         "name": reference,
@@ -64,7 +66,8 @@ def identity(reference: str, manifest: Manifest) -> dict[str, Any]:
         bundle = open_bundle(reference)
         sizes = {name: info.size for name, info in bundle.manifest.files.items()}
         digest = file_digest(bundle.path / MANIFEST)
-        return {**about, "target": manifest.target, "digest": digest, "files": sizes}
+        chain = {"lineage": of_bundle(manifest)}
+        return {**about, "target": manifest.target, "digest": digest, "files": sizes, **chain}  # fmt: skip
     return {**about, **of_folder(reference, manifest.model.source_digest)}
 
 
@@ -87,6 +90,8 @@ def of_folder(reference: str, source_digest: str) -> dict[str, Any]:
         "files": {p.name: p.stat().st_size for p in kept if p.is_file()},
     }
     about |= {k: checkpoint[k] for k in ("recipe", "calibration_digest") if k in checkpoint}  # fmt: skip
+    if checkpoint:
+        about["lineage"] = of_checkpoint(checkpoint)
     return about
 
 

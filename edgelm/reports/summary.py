@@ -9,6 +9,7 @@ from typing import Any
 
 from edgelm.errors import InputError
 from edgelm.metrics import LOWER_IS_BETTER
+from edgelm.provenance import describe
 from edgelm.reports.charts import bars, number, scatter
 from edgelm.reports.compression import layers_section, size_sentence
 from edgelm.reports.html import fact_list, page, table
@@ -173,7 +174,11 @@ def _origins(results: Sequence[Result], models: Sequence[Result]) -> str:
         facts = [
             ("Kind", " ".join(filter(None, what))),
             ("SHA-256", model.get("digest") or "not told"),
-            ("Made from", origin),
+            *(
+                describe(chain)
+                if (chain := model.get("lineage"))
+                else [("Made from", origin)]
+            ),
         ]
         if index := model.get("index"):
             facts.append(
