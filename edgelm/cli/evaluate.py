@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ from edgelm.cli.reporting import command_line, report_stem, write_report
     "--threads", type=click.IntRange(1), help="Threads of a model; else all cores."
 )
 @click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Answer on a Ray cluster, 256 inputs a task: host:port, auto, or local.",
+)
+@click.option(
     "--report",
     type=click.Path(path_type=Path),
     help="Write REPORT.html and REPORT.json.",
@@ -91,6 +98,7 @@ def evaluate(
     context: int | None,
     stride: int | None,
     threads: int | None,
+    address: str | None,
     report: Path | None,
     force: bool,
     as_json: bool,
@@ -103,10 +111,14 @@ def evaluate(
     \b
     edgelm eval bundle --data pairs.jsonl --against minilm --max-drop 1%
     """
+    from contextlib import ExitStack
+
     from edgelm.evaluate import accuracy
     from edgelm.evaluate.examine import examine
     from edgelm.evaluate.subjects import Settings, open_subject, with_index
 
+    if address is not None and index is not None:
+        raise click.UsageError("An index is searched on one machine: leave --ray away.")
     if max_drop is not None and against is None:
         raise click.UsageError(
             "--max-drop compares with another model: name it with --against."
@@ -114,16 +126,22 @@ def evaluate(
     allowed = _percent(max_drop) if max_drop is not None else None
     settings = Settings(threads, context, stride)
     stem = report_stem(report, force=force) if report is not None else None
-    with progress_bar("opening") as update:
+    with progress_bar("opening") as update, ExitStack() as stack:
+        opener = open_subject
+        if address is not None:
+            from edgelm.evaluate.cluster import spread
+            from edgelm.runtimes.index.cluster import join
+
+            opener = partial(spread, stack.enter_context(join(address)))
         subject = (
-            open_subject(model, settings, update)
+            opener(model, settings, update)
             if index is None
             else with_index(model, index, settings, update)
         )
         sets = accuracy.find_datasets(data, subject, split)
         other = None
         if against is not None:
-            other = open_subject(against, settings, update)
+            other = opener(against, settings, update)
         result = examine(
             subject, sets, other, resamples=resamples, seed=seed, changes=changes
         )

@@ -8,10 +8,11 @@ Ray Data would bring its own reading and batching, and its repeats of lost tasks
 from __future__ import annotations
 
 import socket
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,33 @@ class ClusterEncoder:
             yield self._get(waiting.popleft())
 
     def _get(self, reference: Any) -> Documents:
-        errors = self._ray.exceptions
-        try:
-            found: Documents = self._ray.get(reference)
-        except errors.RayTaskError as error:
-            raise error.as_instanceof_cause() from error
-        except errors.RayError as error:
-            raise InputError(
-                f"A batch was lost with each of the {RETRIES + 1} workers that tried it: "
-                f"{str(error).strip().splitlines()[0]} What is encoded is kept; the same command goes on."
-            ) from error
+        what_then = "What is encoded is kept; the same command goes on."
+        found: Documents = fetch(self._ray, reference, what_then)
         return found
+
+
+def fetch(ray: Any, reference: Any, what_then: str) -> Any:
+    """What a task gave.
+
+    Args:
+        ray: The module, connected.
+        reference: Of the task.
+        what_then: A sentence on what to do where it was lost.
+
+    Raises:
+        InputError: It was lost with every worker that tried it.
+        EdgelmError: What the task raised.
+    """
+    errors = ray.exceptions
+    try:
+        return ray.get(reference)
+    except errors.RayTaskError as error:
+        raise error.as_instanceof_cause() from error
+    except errors.RayError as error:
+        raise InputError(
+            f"A batch was lost with each of the {RETRIES + 1} workers that tried it: "
+            f"{str(error).strip().splitlines()[0]} {what_then}"
+        ) from error
 
 
 @contextmanager
@@ -100,7 +117,7 @@ def connect(
 
 @contextmanager
 def join(address: str) -> Iterator[Any]:
-    """Connect to a Ray cluster.
+    """Connect to a Ray cluster. What is printed until the end goes to stderr, as Ray prints on stdout.
 
     Args:
         address: ``host:port``, ``auto`` for the cluster of this machine, ``local`` to start
@@ -115,18 +132,19 @@ def join(address: str) -> Iterator[Any]:
     """
     ray = require("ray", "ray")
     _check_address(address)
-    try:
-        ray.init(address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise InputError(
-            f"Cannot join a Ray cluster at {address}: {reason}. "
-            "Start one with: ray start --head. If it asks for a token, set RAY_AUTH_TOKEN."
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):
+        try:
+            ray.init(address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise InputError(
+                f"Cannot join a Ray cluster at {address}: {reason}. "
+                "Start one with: ray start --head. If it asks for a token, set RAY_AUTH_TOKEN."
+            ) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def encode_batch(files: dict[str, bytes], digest: str, texts: list[str]) -> Documents:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -19,11 +18,10 @@ from edgelm.tuning.running import processes
 from edgelm.tuning.setup import write_texts
 from edgelm.tuning.space import Configuration
 from edgelm.tuning.trial import Problem, evaluate_trial
+from tests.ray_cluster import ENV, kill_a_worker, two_workers
 from tests.tuning.test_tune import children
 
 Tiny = Callable[[str], Path]
-# Of the tests' own cluster: Ray lets in only those who know its token.
-ENV = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 JOBS = [
     (Configuration(neurons=0.5), "partial"),
     (Configuration(neurons=0.25), "partial"),
@@ -76,25 +74,8 @@ def test_a_worker_that_does_not_see_the_storage_says_so(
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A Ray cluster of two workers on this machine, apart from the tests' process."""
-    pytest.importorskip("ray")
-    script = (
-        "import ray, sys\n"
-        "about = ray.init('local', num_cpus=2, include_dashboard=False, logging_level='error')\n"
-        "print(about.address_info['gcs_address'], flush=True)\n"
-        "sys.stdin.read()"
-    )
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", script]
-    quiet = subprocess.DEVNULL
-    cluster = subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=ENV
-    )
-    assert cluster.stdout is not None
-    try:
-        yield cluster.stdout.readline().strip()
-    finally:
-        cluster.communicate(timeout=60)
+    with two_workers() as found:
+        yield found
 
 
 @pytest.mark.slow
@@ -112,13 +93,11 @@ def test_a_run_on_ray_that_loses_a_worker_finds_what_a_local_one_finds(
     end, killed = time.monotonic() + 600, False
     while process.poll() is None and not killed:
         assert time.monotonic() < end
-        killed = kill_a_ray_worker()
+        killed = kill_a_worker("evaluate_trial")
     output, _ = process.communicate(timeout=600)
     assert killed
     assert process.returncode == 0
-    rows, expected = (
-        json.loads(text.splitlines()[-1])["rows"] for text in (output, due.stdout)
-    )
+    rows, expected = (json.loads(text)["rows"] for text in (output, due.stdout))
     assert [(r["name"], r.get("quality"), r["stopped"]) for r in rows] == [
         (r["name"], r.get("quality"), r["stopped"]) for r in expected
     ]
@@ -130,18 +109,3 @@ def kill_a_child() -> bool:
     if found:
         os.kill(int(found[0]), signal.SIGKILL)
     return bool(found)
-
-
-def kill_a_ray_worker() -> bool:
-    """End a process that evaluates just now: Ray names it so."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                name = (folder / "cmdline").read_bytes()
-                mine = folder.stat().st_uid == os.getuid()
-            except OSError:
-                continue
-            if mine and name.startswith(b"ray::evaluate_trial"):
-                os.kill(int(folder.name), signal.SIGKILL)
-                return True
-    return False

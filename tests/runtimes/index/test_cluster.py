@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -19,11 +14,10 @@ from click.testing import CliRunner
 from edgelm.cli import cli
 from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.index.manifest import MANIFEST
+from tests.ray_cluster import ENV, kill_a_worker, two_workers, wait_for
 from tests.runtimes.index.test_building import json_lines
 
 Bundles = Callable[..., Path]
-# Of the tests' own cluster: Ray lets in only those who know its token.
-ENV = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 FILES = ("codes", "factors", "vectors", "rows", "records", "deleted")
 
 
@@ -54,27 +48,8 @@ def corpus(
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A Ray cluster of two workers on this machine, apart from the tests' process."""
-    pytest.importorskip("ray")
-    script = (
-        "import ray, sys\n"
-        "about = ray.init('local', num_cpus=2, include_dashboard=False, logging_level='error')\n"
-        "print(about.address_info['gcs_address'], flush=True)\n"
-        "sys.stdin.read()"
-    )
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=ENV,
-    )
-    assert cluster.stdout is not None
-    try:
-        yield cluster.stdout.readline().strip()
-    finally:
-        cluster.communicate(timeout=60)
+    with two_workers() as found:
+        yield found
 
 
 @pytest.mark.slow
@@ -102,7 +77,7 @@ def test_lost_workers_and_a_lost_build_change_nothing(
     first.wait()
     before = lines_done(manifest)
     second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENV)
-    wait_for(lambda: kill_a_worker() or second.poll() is not None)
+    wait_for(lambda: kill_a_worker("encode_batch") or second.poll() is not None)
     output, _ = second.communicate(timeout=120)
     assert second.returncode == 0
     assert json.loads(output)["resumed"] >= before > 0
@@ -139,24 +114,3 @@ def test_ray_that_is_not_installed_is_said(
 def lines_done(manifest: Path) -> int:
     about = json.loads(manifest.read_text("utf-8"))
     return int(about.get("progress", {}).get("lines", 0))
-
-
-def kill_a_worker() -> bool:
-    """End a process that encodes a batch just now: Ray names it so."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                name = (folder / "cmdline").read_bytes()
-                mine = folder.stat().st_uid == os.getuid()
-            except OSError:
-                continue
-            if mine and name.startswith(b"ray::encode_batch"):
-                os.kill(int(folder.name), signal.SIGKILL)
-                return True
-    return False
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
