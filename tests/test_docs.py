@@ -114,6 +114,7 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
             assert (ROOT / name).exists(), line
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_library_run(
     bundles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

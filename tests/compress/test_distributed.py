@@ -59,7 +59,8 @@ def launch(world: int, *command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "allocation"), [("2:4", "uniform"), ("0.6", "owl")]
+    ("pattern", "allocation"),
+    [("2:4", "uniform"), pytest.param("0.6", "owl", marks=pytest.mark.slow)],
 )
 def test_two_processes_make_identical_masks(
     tiny_embedding: Path, tmp_path: Path, pattern: str, allocation: str
