@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm import layers
 from edgelm.bundle import file_digest
 from edgelm.errors import ModelError, require
-from edgelm.manifest import (
-    EmbeddingInfo,
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.tasks import (
     Task,
     embedding_info,

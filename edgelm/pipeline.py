@@ -33,11 +33,7 @@ from edgelm.compress.blocks import journal_folder, kept_if_of_use
 from edgelm.compress.vocabulary import AUTO, Vocabulary, trim_vocabulary
 from edgelm.compress.weighting import by_entity
 from edgelm.errors import CompressionError
-from edgelm.manifest import (
-    EmbeddingInfo,
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.models import EXPERTS, LoadedModel, load_model
 from edgelm.runtimes.codes import save_coder
 from edgelm.tasks import Task

@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm import provenance
-from edgelm.bundle import (
-    MANIFEST,
-    SBOM,
-    SIGNATURE,
-    file_digest,
-)
+from edgelm.bundle import MANIFEST, SBOM, SIGNATURE, file_digest
 from edgelm.manifest import Manifest
 from edgelm.targets import load_target
 

@@ -20,11 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgelm import schema
 from edgelm.archive import SIGNATURE_LIMIT, pack
 from edgelm.atomic import new_file
-from edgelm.bundle import (
-    MANIFEST,
-    SIGNATURE,
-    Bundle,
-)
+from edgelm.bundle import MANIFEST, SIGNATURE, Bundle
 from edgelm.errors import (
     BundleError,
     InputError,

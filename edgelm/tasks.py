@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgelm.errors import ModelError, require
-from edgelm.manifest import (
-    EmbeddingInfo,
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
 
 Task = Literal["embedding", "ner", "scoring", "lm"]
 

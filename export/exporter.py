@@ -15,15 +15,7 @@ import torch
 import edgelm
 from edgelm import provenance, samples, schema
 from edgelm.atomic import new_folder
-from edgelm.bundle import (
-    CODES,
-    GRAPH,
-    MANIFEST,
-    TOKENIZER,
-    VECTOR_RANGES,
-    Bundle,
-    seal,
-)
+from edgelm.bundle import CODES, GRAPH, MANIFEST, TOKENIZER, VECTOR_RANGES, Bundle, seal
 from edgelm.calibration import Calibration, load_texts, text_digest
 from edgelm.errors import ExportError, GateError, require
 from edgelm.export.codes import OUTPUT, add_codes

@@ -18,10 +18,7 @@ from edgelm.errors import ExportError, SessionError, require
 from edgelm.export.attention import plain_attention
 from edgelm.export.integers import plain_integers
 from edgelm.export.modules import interface, wrap
-from edgelm.manifest import (
-    Graph,
-    Tensor,
-)
+from edgelm.manifest import Graph, Tensor
 from edgelm.metrics import snr_db
 from edgelm.models import LoadedModel
 from edgelm.runtimes.session import OnnxSession

@@ -10,11 +10,7 @@ from torch import nn
 from edgelm.bundle import TOKENS
 from edgelm.embeddings import EmbeddingGraph, with_tokens
 from edgelm.errors import ExportError
-from edgelm.manifest import (
-    EmbeddingInfo,
-    Graph,
-    Tensor,
-)
+from edgelm.manifest import EmbeddingInfo, Graph, Tensor
 from edgelm.models import LoadedModel
 
 OUTPUTS = {"embedding": "sentence_embedding", "ner": "logits", "scoring": "logits"}

@@ -34,12 +34,7 @@ from edgelm.export.sensitivity import (
     rank,
 )
 from edgelm.export.weight_only import WeightOnly, quantize_weights
-from edgelm.manifest import (
-    EmbeddingInfo,
-    Graph,
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import EmbeddingInfo, Graph, NerInfo, ScoringInfo
 from edgelm.models import LoadedModel
 from edgelm.pipeline import calibration_batches
 from edgelm.runtimes.openvino import OpenVinoSession

@@ -23,11 +23,7 @@ from numpy.typing import NDArray
 from edgelm.errors import GateError, InputError, require
 from edgelm.export.editor import layer
 from edgelm.export.graph import weighted_products
-from edgelm.manifest import (
-    EmbeddingInfo,
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.metrics import cosine
 from edgelm.runtimes.scoring import activate
 

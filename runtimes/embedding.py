@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgelm.bundle import (
-    POOLED,
-    TOKENS,
-)
+from edgelm.bundle import POOLED, TOKENS
 from edgelm.errors import InputError
 from edgelm.manifest import EmbeddingInfo
 from edgelm.runtimes.codes import Coder
@@ -28,6 +26,10 @@ Output = Literal[
 OUTPUTS: tuple[str, ...] = get_args(Output)
 LongTexts = Literal["truncate", "error", "windows"]
 AnyRanges = Ranges | tuple[ArrayLike, ArrayLike]
+
+
+# Texts of a part: no more than two of them are tokens at a time.
+_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,9 @@ class Embedder:
                 f"long_texts must be one of {', '.join(get_args(LongTexts))}. Got {long_texts!r} instead."
             )
         convert = self._converter(output, dimensions, ranges)
+        check_texts(texts)
+        if long_texts == "truncate" and len(texts) > _PART:
+            return self._encode_parts(texts, prompt, convert)
         encodings = self._tokenize(texts, prompt)[1]
         truncated = np.array([bool(e.overflowing) for e in encodings], dtype=bool)
         if long_texts == "error" and truncated.any():
@@ -243,6 +248,26 @@ class Embedder:
             InputError: As for `encode`; or there is no text.
         """
         return Ranges.of(self.encode(texts, prompt=prompt, dimensions=dimensions))
+
+    def _encode_parts(
+        self,
+        texts: Sequence[str],
+        prompt: str | None,
+        convert: Callable[[NDArray[np.float32]], NDArray[Any]],
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Many texts: a part is tokenised while the one before it is in the graph."""
+        rows: list[NDArray[Any]] = []
+        truncated: list[bool] = []
+        with ThreadPoolExecutor(1) as tokenizing:
+            coming = tokenizing.submit(self._tokenize, texts[:_PART], prompt)
+            for after in range(_PART, len(texts) + _PART, _PART):
+                encodings = coming.result()[1]
+                if after < len(texts):
+                    part = texts[after : after + _PART]
+                    coming = tokenizing.submit(self._tokenize, part, prompt)
+                rows.append(convert(np.stack(self.engine.run(encodings, POOLED))))
+                truncated += [bool(e.overflowing) for e in encodings]
+        return np.concatenate(rows), np.array(truncated, dtype=bool)
 
     def _tokenize(
         self, texts: Sequence[str], prompt: str | None

@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import (
-    POOLED,
-    TOKENS,
-    Bundle,
-)
+from edgelm.bundle import POOLED, TOKENS, Bundle
 from edgelm.errors import BundleError, InputError, SessionError, require
-from edgelm.manifest import (
-    CodesInfo,
-    Manifest,
-)
+from edgelm.manifest import CodesInfo, Manifest
 from edgelm.runtimes.codes import Coder, load_coder
 from edgelm.runtimes.heads import Head, open_heads
 from edgelm.runtimes.openvino import PROVIDER, OpenVinoSession

@@ -12,11 +12,7 @@ from safetensors.numpy import save_file
 
 from edgelm.bundle import Bundle
 from edgelm.errors import BundleError
-from edgelm.manifest import (
-    HeadInfo,
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import HeadInfo, NerInfo, ScoringInfo
 
 FORMAT, FORMAT_VERSION = "edgelm-head", "1"
 # Features -> how many times the dimension of a vector there are.

@@ -19,10 +19,7 @@ from click.testing import CliRunner
 
 import edgelm
 from edgelm.archive import SUFFIX, cache_folder, pack
-from edgelm.bundle import (
-    MANIFEST,
-    open_bundle,
-)
+from edgelm.bundle import MANIFEST, open_bundle
 from edgelm.cli import cli
 from edgelm.errors import BundleError
 from edgelm.manifest import FileInfo

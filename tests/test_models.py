@@ -17,11 +17,7 @@ from transformers import (
 )
 
 from edgelm.errors import ModelError
-from edgelm.manifest import (
-    EmbeddingInfo,
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.models import load_model
 from tests.conftest import save_tiny, tiny_config
 

@@ -15,13 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 import edgelm
 from edgelm.archive import SUFFIX, cache_folder, pack
-from edgelm.bundle import (
-    MANIFEST,
-    SIGNATURE,
-    _canonical,
-    open_bundle,
-    seal,
-)
+from edgelm.bundle import MANIFEST, SIGNATURE, _canonical, open_bundle, seal
 from edgelm.cli import cli
 from edgelm.errors import (
     BundleError,

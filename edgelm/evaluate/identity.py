@@ -13,12 +13,7 @@ from typing import Any
 
 import edgelm
 from edgelm import schema
-from edgelm.bundle import (
-    MANIFEST,
-    file_digest,
-    is_bundle,
-    open_bundle,
-)
+from edgelm.bundle import MANIFEST, file_digest, is_bundle, open_bundle
 from edgelm.manifest import Manifest
 from edgelm.provenance import of_bundle, of_checkpoint
 from edgelm.runtimes.sensors import cpu_clock

@@ -19,14 +19,7 @@ import numpy as np
 
 import edgelm
 from edgelm.atomic import new_folder
-from edgelm.bundle import (
-    HEAD,
-    MANIFEST,
-    SBOM,
-    TOKENS,
-    open_bundle,
-    seal,
-)
+from edgelm.bundle import HEAD, MANIFEST, SBOM, TOKENS, open_bundle, seal
 from edgelm.errors import InputError
 from edgelm.heads.examples import HeadProblem, make_problems
 from edgelm.heads.fitting import FittedHead, HeadConfig, Kind, fit_head, mean_loss

@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 from edgelm.bundle import TOKENS
 from edgelm.errors import InputError
 from edgelm.heads.fitting import Loss
-from edgelm.manifest import (
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import NerInfo, ScoringInfo
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.heads import pair_features
 from edgelm.runtimes.labels import split_label, word_labels

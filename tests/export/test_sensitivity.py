@@ -20,11 +20,7 @@ from edgelm.export.audit import audit
 from edgelm.export.graph import export_graph, random_inputs
 from edgelm.export.int8_static import observe, quantize_static
 from edgelm.export.sensitivity import Group, choose, drop, groups
-from edgelm.manifest import (
-    EmbeddingInfo,
-    NerInfo,
-    ScoringInfo,
-)
+from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.models import load_model
 
 NER = NerInfo(("O", "B-PER", "I-PER"), "BIO")

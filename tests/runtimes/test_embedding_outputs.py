@@ -84,6 +84,20 @@ def stating(bundle: Path, to: Path, **changes: Any) -> edgelm.Embedder:
     return embedder(to)
 
 
+def test_many_texts_come_in_order_and_say_which_were_cut(bundles: Bundles) -> None:
+    """More than are tokenised at a time."""
+    model = embedder(bundles("embedding", "fp32"))
+    texts = ["paris " * (1 + i % 5) + "river " * (i % 3) for i in range(2100)]
+    texts[1030] = texts[2099] = LONG
+    vectors, truncated = model.encode_with_truncation(texts)
+    assert np.flatnonzero(truncated).tolist() == [1030, 2099]
+    few = [0, 1023, 1024, 1030, 2047, 2048, 2099]
+    due = np.concatenate([model.encode([texts[i]]) for i in few])
+    np.testing.assert_allclose(vectors[few], due, atol=1e-5)
+    with pytest.raises(InputError, match="Text 2000 must be a string"):
+        model.encode([*texts[:2000], None])  # type: ignore[list-item]
+
+
 def test_fewer_dimensions(bundles: Bundles, tmp_path: Path) -> None:
     model = embedder(bundles("embedding"))
     whole = model.encode(TEXTS)
