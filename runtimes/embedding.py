@@ -188,8 +188,8 @@ class Embedder:
                 f"long_texts must be one of {', '.join(get_args(LongTexts))}. Got {long_texts!r} instead."
             )
         convert = self._converter(output, dimensions, ranges)
-        check_texts(texts)
-        if long_texts == "truncate" and len(texts) > _PART:
+        many = isinstance(texts, Sequence) and len(texts) > _PART
+        if many and long_texts == "truncate":
             return self._encode_parts(texts, prompt, convert)
         encodings = self._tokenize(texts, prompt)[1]
         truncated = np.array([bool(e.overflowing) for e in encodings], dtype=bool)
@@ -256,6 +256,7 @@ class Embedder:
         convert: Callable[[NDArray[np.float32]], NDArray[Any]],
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Many texts: a part is tokenised while the one before it is in the graph."""
+        check_texts(texts)  # all, so that an error names the text by its place
         rows: list[NDArray[Any]] = []
         truncated: list[bool] = []
         with ThreadPoolExecutor(1) as tokenizing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -21,17 +20,12 @@ def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
     edgelm report eval.json bench.json checkpoint/edgelm.json -o report.html
     """
     from edgelm.atomic import new_file
-    from edgelm.errors import InputError
+    from edgelm.evaluate.recorded import read_result
     from edgelm.reports.summary import kind_of, summary_page
 
     read = []
     for path in results:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}).") from error
+        found = read_result(path)
         kind_of(found, str(path))
         read.append(found)
     with new_file(output, force=force) as path:

@@ -57,8 +57,8 @@ def spread(
             shards = [inputs[i : i + SHARD] for i in range(0, len(inputs), SHARD)]
             waiting = [task.remote(sent, name, list(one), rest) for one in shards]
             found = []
-            for one, reference in zip(shards, waiting, strict=True):
-                found.append(fetch(ray, reference, "Start the command again."))
+            for one, result in zip(shards, waiting, strict=True):
+                found.append(fetch(ray, result, "Start the command again."))
                 done = SHARD * (len(found) - 1) + len(one)
                 progress(f"{subject.name} on the cluster", done, len(inputs))
             if not found:

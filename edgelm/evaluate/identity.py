@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import edgelm
 from edgelm import schema
 from edgelm.bundle import MANIFEST, file_digest, is_bundle, open_bundle
 from edgelm.manifest import Manifest
-from edgelm.provenance import of_bundle, of_checkpoint
+from edgelm.provenance import of_bundle, of_checkpoint, versions
 from edgelm.runtimes.sensors import cpu_clock
 from edgelm.runtimes.workers import cpu_name
 from edgelm.targets.board import ROOT
@@ -100,18 +99,12 @@ def size_bytes(reference: str, files: Mapping[str, int]) -> int:
 
 def machine(root: Path = ROOT) -> dict[str, Any]:
     """The machine and the versions that a number belongs to, and when it was taken."""
-    versions = {"edgelm": edgelm.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "system": platform.platform(),
         "cpu_clock": schema.plain(cpu_clock(root)),
-        "versions": versions,
+        "versions": {"edgelm": edgelm.__version__, **versions(_PACKAGES)},
         "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

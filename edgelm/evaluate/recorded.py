@@ -13,18 +13,27 @@ from edgelm.evaluate.latency import KIND
 from edgelm.evaluate.steady import percentile
 
 
+def read_result(path: Path) -> Any:
+    """Read a file of JSON.
+
+    Raises:
+        InputError: It cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}).") from error
+
+
 def read_recorded(path: Path) -> dict[str, Any]:
     """Read the JSON of a benchmark.
 
     Raises:
         InputError: It is none, or one of an edgelm that did not record what a comparison needs.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}).") from error
+    found = read_result(path)
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise InputError(
             f"{path} is no benchmark that can be compared with. Record one with: edgelm bench BUNDLE --report NAME"
