@@ -4,7 +4,8 @@
 
 Opens the graph of an int8 bundle twice, without and with `session.x64quantprecision`, one thread, and runs both by
 turns on 16 inputs of 32 tokens. Prints the medians, the median of the rounds' ratios, and how far the outputs
-differ. A CPU without VNNI needs the option (`edgelm.runtimes.session.saturates`); there the difference is what it mends.
+differ. A CPU without VNNI needs the option (`edgelm.runtimes.session.saturates`); there the
+difference is what it mends.
 """
 
 from __future__ import annotations
