@@ -10,7 +10,8 @@ A request is one text (`POST /embeddings`); a client sends its next when it has 
 - edgelm: `minilm` in int8, or the bundle of --bundle; as many workers as there are cores.
 - sentence-transformers: the app of `edgelm serve` with `SentenceTransformer.encode` of each request's texts,
   one request at a time (at once, they would only take each other's cores).
-- infinity, with --infinity PYTHON: infinity-emb as that Python has it, torch engine, on the same weights.
+- infinity, with --infinity COMMAND: infinity-emb (`infinity_emb`), torch engine, on the same weights. Version 0.0.78
+  runs with transformers<4.49, sentence-transformers<4, optimum<2, numpy<2: an environment of its own.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def start(name: str, bundle: Path, infinity: str | None) -> tuple[Any, int]:
             port = free.getsockname()[1]
         model = ["--model-id", str(locate("minilm")), "--engine", "torch"]
         options = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-        command = [str(infinity), "-m", "infinity_emb", "v2", *model, *options]
+        command = [str(infinity), "v2", *model, *options]
         child = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment)
         while child.poll() is None:
             try:
@@ -190,7 +191,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 @click.option("--seconds", default=5.0, show_default=True, help="Of a turn.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--clients", multiple=True, type=int, default=(1, 8, 64))
-@click.option("--infinity", help="A Python that has infinity-emb.")
+@click.option("--infinity", help="The command infinity_emb of its own environment.")
 @click.option("--soak", "minutes", type=float, help="Load edgelm for so many minutes.")
 @click.option("--child", hidden=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path))
