@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx2 as httpx
 
+from edgelm.runtimes.service.server import listen
 from tests.runtimes.service.conftest import serving
 
 Bundles = Callable[..., Path]
@@ -173,6 +175,23 @@ def test_what_cannot_start_says_why_in_a_sentence(
             assert message in done.stderr
             assert "Traceback" not in done.stderr
             assert len(done.stderr.strip().split("\n")) == 1
+
+
+def test_answers_do_not_wait_for_the_acknowledgement_of_their_headers() -> None:
+    async def accepted() -> int:
+        got: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        bound = listen("127.0.0.1", 0)
+        server = await asyncio.start_server(lambda _, w: got.put(w), sock=bound)
+        async with server:
+            _, client = await asyncio.open_connection(*bound.getsockname())
+            writer = await got.get()
+            option = socket.IPPROTO_TCP, socket.TCP_NODELAY
+            flag: int = writer.get_extra_info("socket").getsockopt(*option)
+            writer.close()
+            client.close()
+        return flag
+
+    assert asyncio.run(accepted()) != 0
 
 
 def test_the_service_loads_no_torch(bundles: Bundles) -> None:
