@@ -42,6 +42,7 @@ from edgelm.runtimes.engine import cores
 
 EDGELM, DIRECT = "edgelm", "sentence-transformers"
 INFINITY = "infinity"
+MODEL = "minilm"  # what requests name
 
 
 def serve(name: str, bundle: Path) -> None:
@@ -57,7 +58,7 @@ def serve(name: str, bundle: Path) -> None:
 
     if name == EDGELM:
         options = {"max_batch_tokens": None, "max_queue": 1024, "workers": cores()}
-        served = open_models([str(bundle)], **options)
+        served = open_models([f"{MODEL}={bundle}"], **options)
     else:
         from sentence_transformers import SentenceTransformer
 
@@ -71,7 +72,7 @@ def serve(name: str, bundle: Path) -> None:
                     rows = torch_model.encode(list(texts), show_progress_bar=False)
                 return np.asarray(rows), np.zeros(len(texts), bool)
 
-        served = [Served("minilm", share(Direct(engine)))]
+        served = [Served(MODEL, share(Direct(engine)))]
     with listen("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         run(
@@ -91,7 +92,8 @@ def start(name: str, bundle: Path, infinity: str | None) -> tuple[Any, int]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         model = ["--model-id", str(locate("minilm")), "--engine", "torch"]
-        options = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+        model += ["--served-model-name", MODEL, "--device", "cpu"]
+        options = ["--host", "127.0.0.1", "--port", str(port)]
         command = [str(infinity), "v2", *model, *options]
         child = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment)
         while child.poll() is None:
@@ -112,7 +114,7 @@ def start(name: str, bundle: Path, infinity: str | None) -> tuple[Any, int]:
 async def ask(streams: Any, text: str) -> int:
     """One request on an open connection; the status."""
     reader, writer = streams
-    body = json.dumps({"input": text, "model": "minilm"}).encode()
+    body = json.dumps({"input": text, "model": MODEL}).encode()
     head = ("POST /embeddings HTTP/1.1", "host: x", "content-type: application/json")
     lines = [*head, f"content-length: {len(body)}", "", ""]
     writer.write("\r\n".join(lines).encode() + body)
@@ -249,7 +251,6 @@ def measure(
     for _, port in servers.values():  # warm
         asyncio.run(load(port, 8, 2.0, texts))
     found: dict[str, dict[str, Any]] = {}
-    errors = 0
     for count in clients:
         rates: dict[str, list[float]] = {name: [] for name in names}
         latencies: dict[str, list[float]] = {name: [] for name in names}
@@ -258,7 +259,8 @@ def measure(
                 took, failed, whole = asyncio.run(load(port, count, seconds, texts))
                 rates[name].append(len(took) / whole)
                 latencies[name] += took
-                errors += failed
+                if failed:
+                    raise SystemExit(f"{name} answered {failed} requests with errors")
                 line = f"{count} clients, {name}: {rates[name][-1]:.1f} requests/s"
                 print(line, file=sys.stderr, flush=True)
         found[str(count)] = {
@@ -281,7 +283,7 @@ def measure(
     for child, _ in servers.values():
         child.terminate()
         child.wait()
-    return {"found": found, "errors": errors, "memory_mib": memory}
+    return {"found": found, "memory_mib": memory}
 
 
 def about(texts: Sequence[str]) -> dict[str, Any]:
