@@ -36,6 +36,7 @@ from edgelm.errors import CompressionError
 from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.models import EXPERTS, LoadedModel, load_model
 from edgelm.runtimes.codes import save_coder
+from edgelm.streaming import give_memory_back
 from edgelm.tasks import Task
 
 
@@ -194,6 +195,8 @@ def compress_model(
             "process": distributed.rank(),
         },
     )
+    if loaded.weights is not None:
+        give_memory_back()
     with kept_if_of_use(journal), distributed.process_group(device):
         blocks = Blocks(
             loaded.model,

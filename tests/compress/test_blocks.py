@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -419,3 +420,28 @@ def test_spilled_hidden_states_change_nothing(tmp_path: Path) -> None:
         flows = sequential.start(first, sample, tmp_path)
     assert flows
     assert all(flow.spilled for flow in flows)
+
+
+_HOLD_AND_FREE = """
+import sys, torch
+from edgelm.streaming import give_memory_back
+if sys.argv[1] == "back":
+    give_memory_back()
+large = torch.ones(6 << 20)
+del large  # from its size on, 24 MiB, glibc would map buffers by default
+pairs = [(torch.ones(2 << 20), torch.ones(25_000)) for _ in range(20)]
+pairs = [small for _, small in pairs]
+fields = dict(line.split(":") for line in open("/proc/self/status") if ":" in line)
+print(int(fields["VmRSS"].split()[0]) // 1024)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="about the allocator of glibc"
+)
+def test_freed_buffers_go_back_to_the_system() -> None:
+    def resident_mib(which: str) -> int:
+        command = [sys.executable, "-c", _HOLD_AND_FREE, which]
+        return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    assert resident_mib("kept") - resident_mib("back") > 100
