@@ -56,6 +56,7 @@ def evaluate_all(
             todo[json.dumps(key)] = job
         else:
             table[json.dumps(key)] = known
+    due = len(table) + len(todo)
     with processes(workers) as run:
         for i, result in run(problem, list(todo.values())):
             if "graph_bytes" in result:
@@ -64,7 +65,7 @@ def evaluate_all(
             key = plain_job(*list(todo.values())[i])
             journal.put(key, result)
             table[json.dumps(key)] = result
-            click.echo(f"{len(table)} of {len(jobs)}: {key} {result}", err=True)
+            click.echo(f"{len(table)} of {due}: {key} {result}", err=True)
     return table
 
 
