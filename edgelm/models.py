@@ -9,22 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgelm import layers
+from edgelm import layers, sentence
 from edgelm.bundle import file_digest
 from edgelm.errors import ModelError, require
 from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
+from edgelm.schema import read_json
 from edgelm.tasks import (
     Task,
-    embedding_info,
     infer_task,
     loader_of,
     max_length,
     ner_info,
-    read_json,
     scoring_info,
 )
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from edgelm.streaming import WeightFiles
@@ -36,13 +36,6 @@ BUILT_IN: dict[str, str | None] = {
     "minilm-similarity": "minilm-similarity",
 }
 
-# Files of sentence-transformers that a checkpoint passes on.
-SENTENCE_FILES = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-)
 # What domains have instead of a checkpoint's own weights; not a weight file of its own.
 EXPERTS = "domains.experts"
 _HUB_FILES = ["README.md", "*.json", "*.txt", "*.model", "*.safetensors"]
@@ -64,6 +57,8 @@ class LoadedModel:
         steps: Compression steps it went through.
         weights: Where the blocks are to be read from (`edgelm.streaming.WeightFiles`);
             None where they are loaded.
+        behind: From pooled vectors to embeddings but for their normalisation; None where
+            the pooled ones are the embeddings, and for other tasks.
     """
 
     name: str
@@ -76,6 +71,7 @@ class LoadedModel:
     source_digest: str
     steps: tuple[Mapping[str, Any], ...] = ()
     weights: WeightFiles | None = None
+    behind: nn.Module | None = None
 
     @property
     def architecture(self) -> str:
@@ -149,7 +145,8 @@ def load_model(
         use,
         model,
         tokenizer,
-        source.get("source_digest") or _digest(_weight_files(folder)),
+        source.get("source_digest")
+        or _digest([*_weight_files(folder), *sentence.weight_files(folder)]),
         steps,
     )
     return replace(loaded, weights=weights)
@@ -170,7 +167,7 @@ def _use_domain_(
         raise ModelError(
             f"{reference} has no expert for the domain '{domain}'. It has: {', '.join(known)}."
         )
-    where = layers.architecture(model.config.model_type)
+    where = layers.of_config(model.config)
     stored = load_file(folder / EXPERTS)
     for path, block in layers.blocks(model):
         prefix = f"{domain}/{path}."
@@ -190,7 +187,7 @@ def _stream(model: Any, folder: Path, config: Any, task: Task) -> WeightFiles | 
 
     from edgelm import streaming
 
-    files = streaming.WeightFiles(folder)
+    files = streaming.WeightFiles(_weight_files(folder))
     loader = getattr(transformers, loader_of(task, config))
     with torch.device("meta"):
         full = getattr(loader, "from_config", loader)(config)
@@ -241,22 +238,55 @@ def _finish(
     source_digest: str,
     steps: tuple[Mapping[str, Any], ...],
 ) -> LoadedModel:
+    _check_tokenizer(name, folder, model, tokenizer)
+    info: EmbeddingInfo | NerInfo | ScoringInfo | None = None
+    behind = None
+    if task == "embedding":
+        from edgelm.projections import load_behind
+
+        info = sentence.embedding_info(folder, model.config, name)
+        behind = load_behind(folder, name)
+    elif task == "ner":
+        info = ner_info(model.config, name)
+    elif task == "scoring":
+        info = scoring_info(folder, model.config, name)
+    sentence.lowercase_(folder, tokenizer)
+    return LoadedModel(
+        name,
+        folder,
+        task,
+        model.eval(),
+        tokenizer,
+        max_length(folder, model, tokenizer),
+        info,
+        source_digest,
+        steps,
+        behind=behind,
+    )
+
+
+def _check_tokenizer(name: str, folder: Path, model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that is slow, made up, or another model's."""
     if not tokenizer.is_fast:
         raise ModelError(
             f"{name} has no fast tokenizer (tokenizer.json), which the device needs. "
             "Convert it once with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)."
         )
-    info: EmbeddingInfo | NerInfo | ScoringInfo | None = None
-    if task == "embedding":
-        info = embedding_info(folder, model.config, name)
-    elif task == "ner":
-        info = ner_info(model.config)
-    elif task == "scoring":
-        info = scoring_info(model.config)
-    length = max_length(folder, model.config, tokenizer)
-    return LoadedModel(
-        name, folder, task, model.eval(), tokenizer, length, info, source_digest, steps
-    )
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((folder / file).is_file() for file in files):
+        # transformers would make one that knows its special tokens alone.
+        raise ModelError(
+            f"{name} has no tokenizer: there is none of {', '.join(sorted(files))} in {folder}."
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Of tokens added later some may never be used.
+    known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    largest = max([*known.values(), tokenizer.pad_token_id or 0])
+    if largest >= rows:
+        raise ModelError(
+            f"The tokenizer of {name} has the token {largest}, and its embedding table {rows} rows: "
+            "they do not belong together. Save the model with its own tokenizer, or resize its embeddings."
+        )
 
 
 def _find_folder(reference: str) -> Path:
@@ -372,7 +402,12 @@ def _load_weights(folder: Path, config: Any, task: Task, name: str) -> tuple[Any
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    """The files that hold a model's own weights: a folder may hold others beside them."""
+    index = read_json(folder / "model.safetensors.index.json")
+    names = set(index.get("weight_map", {}).values())
+    if (folder / "model.safetensors").is_file():
+        names = {"model.safetensors"}  # as transformers prefers it
+    return [folder / name for name in sorted(names)]
 
 
 def _digest(files: Sequence[Path]) -> str:
