@@ -293,11 +293,11 @@ def _find_folder(reference: str) -> Path:
     folder = Path(reference)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            hint = (
-                " It is a bundle: it has been exported already."
-                if (folder / "manifest.json").is_file()
-                else ""
-            )
+            hint = ""
+            if (folder / "manifest.json").is_file():
+                hint = " It is a bundle: it has been exported already."
+            elif (folder / sentence.MODULES).is_file():
+                hint = " Of sentence-transformers edgelm takes models whose first module is a Transformer."
             raise ModelError(
                 f"{folder} is not a model folder: it holds no config.json.{hint}"
             )

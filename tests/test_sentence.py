@@ -27,6 +27,7 @@ with warnings.catch_warnings():
         Dropout,
         LayerNorm,
         Pooling,
+        StaticEmbedding,
     )
 
 from edgelm.cli import cli
@@ -300,4 +301,10 @@ def test_a_cross_encoder_with_another_function_is_refused(tmp_path: Path) -> Non
     model = CrossEncoder(str(tmp_path / "plain"), activation_fn=torch.nn.Tanh())
     model.save(str(tmp_path / "m"), create_model_card=False)
     with pytest.raises(ModelError, match=r"turns logits into scores by .*Tanh"):
+        load_model(str(tmp_path / "m"))
+
+
+def test_a_model_without_a_transformer_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "m", StaticEmbedding(tiny_tokenizer(), embedding_dim=8))
+    with pytest.raises(ModelError, match="whose first module is a Transformer"):
         load_model(str(tmp_path / "m"))
