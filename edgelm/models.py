@@ -16,6 +16,7 @@ from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
 from edgelm.schema import read_json
 from edgelm.tasks import (
     Task,
+    check_tokenizer,
     infer_task,
     loader_of,
     max_length,
@@ -238,7 +239,7 @@ def _finish(
     source_digest: str,
     steps: tuple[Mapping[str, Any], ...],
 ) -> LoadedModel:
-    _check_tokenizer(name, folder, model, tokenizer)
+    check_tokenizer(name, folder, model, tokenizer)
     info: EmbeddingInfo | NerInfo | ScoringInfo | None = None
     behind = None
     if task == "embedding":
@@ -263,30 +264,6 @@ def _finish(
         steps,
         behind=behind,
     )
-
-
-def _check_tokenizer(name: str, folder: Path, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that is slow, made up, or another model's."""
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{name} has no fast tokenizer (tokenizer.json), which the device needs. "
-            "Convert it once with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)."
-        )
-    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any((folder / file).is_file() for file in files):
-        # transformers would make one that knows its special tokens alone.
-        raise ModelError(
-            f"{name} has no tokenizer: there is none of {', '.join(sorted(files))} in {folder}."
-        )
-    rows = model.get_input_embeddings().weight.shape[0]
-    # Of tokens added later some may never be used.
-    known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-    largest = max([*known.values(), tokenizer.pad_token_id or 0])
-    if largest >= rows:
-        raise ModelError(
-            f"The tokenizer of {name} has the token {largest}, and its embedding table {rows} rows: "
-            "they do not belong together. Save the model with its own tokenizer, or resize its embeddings."
-        )
 
 
 def _find_folder(reference: str) -> Path:

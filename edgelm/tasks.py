@@ -74,6 +74,30 @@ def infer_task(folder: Path, config: Any, name: str) -> Task:
     return task
 
 
+def check_tokenizer(name: str, folder: Path, model: Any, tokenizer: Any) -> None:
+    """Raise `ModelError` for a tokenizer that is slow, made up, or another model's."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{name} has no fast tokenizer (tokenizer.json), which the device needs. "
+            "Convert it once with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+        )
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((folder / file).is_file() for file in files):
+        # transformers would make one that knows its special tokens alone.
+        raise ModelError(
+            f"{name} has no tokenizer: there is none of {', '.join(sorted(files))} in {folder}."
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Of tokens added later some may never be used.
+    known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    largest = max([*known.values(), tokenizer.pad_token_id or 0])
+    if largest >= rows:
+        raise ModelError(
+            f"The tokenizer of {name} has the token {largest}, and its embedding table {rows} rows: "
+            "they do not belong together. Save the model with its own tokenizer, or resize its embeddings."
+        )
+
+
 def max_length(folder: Path, model: Any, tokenizer: Any) -> int:
     """The shortest of what the files say, in tokens; RoBERTa's positions begin behind the padding's."""
     limits = [sentence.text_limit(folder) or tokenizer.model_max_length]
