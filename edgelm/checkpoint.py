@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgelm
-from edgelm import provenance
+from edgelm import provenance, sentence
 from edgelm.atomic import new_folder
-from edgelm.models import EXPERTS, SENTENCE_FILES, LoadedModel
+from edgelm.models import EXPERTS, LoadedModel
 from edgelm.reports.compression import compression_page
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def save_checkpoint(
 
             stored = {name: x.contiguous() for name, x in experts.items()}
             save_file(stored, folder / EXPERTS)
-        for name in SENTENCE_FILES:
-            if (loaded.folder / name).is_file() and loaded.task == "embedding":
-                (folder / name).parent.mkdir(exist_ok=True)
+        is_cross_encoder = sentence.is_cross_encoder(loaded.folder)
+        if loaded.task == ("scoring" if is_cross_encoder else "embedding"):
+            for name in sentence.files(loaded.folder):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(loaded.folder / name, folder / name)
         about["lineage"] = provenance.extend(
             provenance.lineage_of(loaded),

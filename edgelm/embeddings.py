@@ -13,25 +13,32 @@ from edgelm.manifest import EmbeddingInfo
 
 if TYPE_CHECKING:
     from edgelm.calibration import Batch
+    from edgelm.models import LoadedModel
 
 
 class EmbeddingGraph(nn.Module):
     """Token ids to pooled vectors, and to those of the tokens where they are wanted."""
 
     def __init__(
-        self, model: nn.Module, info: EmbeddingInfo, layer: int | None = None
+        self,
+        model: nn.Module,
+        info: EmbeddingInfo,
+        behind: nn.Module | None = None,
+        layer: int | None = None,
     ) -> None:
         """Wrap a base model of transformers.
 
         Args:
             model: The model.
             info: How token vectors become one.
+            behind: From pooled vectors to embeddings, but for their normalisation.
             layer: Give the tokens' vectors after this layer too: -1 the last, 0 the
                 embedding table's.
         """
         super().__init__()
         self.model = model
         self.info = info
+        self.behind = behind
         self.layer = layer
 
     def forward(
@@ -51,7 +58,7 @@ class EmbeddingGraph(nn.Module):
             output_hidden_states=self.layer is not None,
             **kwargs,
         )
-        pooled = pool(output.last_hidden_state, attention_mask, self.info)
+        pooled = pool(output.last_hidden_state, attention_mask, self.info, self.behind)
         return with_tokens(pooled, output, self.layer)
 
 
@@ -62,44 +69,63 @@ def with_tokens(
     return result if layer is None else (result, output.hidden_states[layer])
 
 
-def pool(hidden: torch.Tensor, mask: torch.Tensor, info: EmbeddingInfo) -> torch.Tensor:
-    """Pool token vectors into one, as sentence-transformers does.
+def pool(
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+    info: EmbeddingInfo,
+    behind: nn.Module | None = None,
+) -> torch.Tensor:
+    """Token vectors to an embedding, as in sentence-transformers.
 
     Args:
         hidden: ``[batch, sequence, width]``.
         mask: int64 ``[batch, sequence]``; 0 for padding, which is on the right.
-        info: How.
+        info: How they are pooled; vectors of several ways, joined by ``+``, stand one
+            behind the other.
+        behind: What pooled vectors go through, before they are normalised.
 
     Returns:
-        ``[batch, width]``.
+        ``[batch, dimension]``.
     """
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    if info.pooling == "cls":
-        pooled = hidden[:, 0]
-    elif info.pooling == "max":
-        pooled = hidden.masked_fill(weights == 0, -1e9).amax(dim=1)
-    elif info.pooling == "last":
-        last = mask.sum(dim=1, keepdim=True) - 1
-        position = torch.arange(mask.shape[1], device=mask.device)
-        chosen = (position == last).unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * chosen).sum(dim=1)
-    else:
-        pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
+    parts = [_pooled(hidden, mask, way) for way in info.pooling.split("+")]
+    pooled = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    if behind is not None:
+        pooled = behind(pooled)
     return nn.functional.normalize(pooled, dim=-1) if info.normalize else pooled
 
 
-def embed(model: nn.Module, info: EmbeddingInfo, batch: Batch) -> NDArray[np.float32]:
+def _pooled(hidden: torch.Tensor, mask: torch.Tensor, way: str) -> torch.Tensor:
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    if way == "cls":
+        return hidden[:, 0]
+    if way == "max":
+        return hidden.masked_fill(weights == 0, -1e9).amax(dim=1)
+    position = torch.arange(mask.shape[1], device=mask.device)
+    if way == "last":
+        last = mask.sum(dim=1, keepdim=True) - 1
+        chosen = (position == last).unsqueeze(-1).to(hidden.dtype)
+        return (hidden * chosen).sum(dim=1)
+    if way == "weightedmean":
+        weights = weights * (position + 1).unsqueeze(-1).to(hidden.dtype)
+    count = weights.sum(dim=1).clamp(min=1e-9)
+    if way == "mean_sqrt_len":
+        count = count.sqrt()
+    return (hidden * weights).sum(dim=1) / count
+
+
+def embed(loaded: LoadedModel, batch: Batch) -> NDArray[np.float32]:
     """Embeddings of a batch of tokens.
 
     Args:
-        model: A base model of transformers; it is converted to float32 in place.
-        info: How token vectors become one.
+        loaded: An embedding model; it is converted to float32 in place.
         batch: The tokens.
 
     Returns:
         float32 ``[texts, dimension]``.
     """
-    graph = EmbeddingGraph(model.float().eval(), info)
+    assert isinstance(loaded.info, EmbeddingInfo)
+    model: nn.Module = loaded.model
+    graph = EmbeddingGraph(model.float().eval(), loaded.info, loaded.behind)
     with torch.inference_mode():
         vectors: NDArray[np.float32] = graph(
             batch.input_ids, batch.attention_mask, batch.token_type_ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm.errors import ModelError
 
@@ -76,6 +76,20 @@ _LLAMA = Architecture(
     attention_out="self_attn.o_proj",
     ffn_in=("mlp.gate_proj", "mlp.up_proj"),
     ffn_out="mlp.down_proj",
+)
+
+_T5 = Architecture(
+    blocks="encoder.block",
+    attention_in=(
+        "layer.0.SelfAttention.q",
+        "layer.0.SelfAttention.k",
+        "layer.0.SelfAttention.v",
+    ),
+    attention_out="layer.0.SelfAttention.o",
+    ffn_in=("layer.1.DenseReluDense.wi",),
+    ffn_out="layer.1.DenseReluDense.wo",
+    ffn_width="d_ff",
+    free_heads=False,  # positions have a bias a head
 )
 
 # model_type of the config -> where its layers are.
@@ -170,20 +184,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         ffn_out="mlp.fc2",
         residual=None,  # side by side
     ),
-    "t5": Architecture(
-        blocks="encoder.block",
-        attention_in=(
-            "layer.0.SelfAttention.q",
-            "layer.0.SelfAttention.k",
-            "layer.0.SelfAttention.v",
-        ),
-        attention_out="layer.0.SelfAttention.o",
-        ffn_in=("layer.1.DenseReluDense.wi",),
-        ffn_out="layer.1.DenseReluDense.wo",
-        ffn_width="d_ff",
-        free_heads=False,  # positions have a bias a head
-    ),
+    "t5": _T5,
+    "mt5": _T5,
 }
+# The same where the config says that the feed-forward network has a gate.
+_GATED: dict[str, Architecture] = dict.fromkeys(
+    ("t5", "mt5"),
+    replace(_T5, ffn_in=("layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1")),
+)
 
 
 def architecture(model_type: str) -> Architecture:
@@ -201,9 +209,17 @@ def architecture(model_type: str) -> Architecture:
         ) from None
 
 
+def of_config(config: Any) -> Architecture:
+    """Where the layers of a model are, by its config. Errors are those of `architecture`."""
+    kind = config.model_type
+    if getattr(config, "is_gated_act", False) and kind in _GATED:
+        return _GATED[kind]
+    return architecture(kind)
+
+
 def blocks(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     """The blocks of a model, with their names in it, in the order of the forward pass."""
-    where = architecture(model.config.model_type).blocks
+    where = of_config(model.config).blocks
     base: nn.Module = model.base_model
     prefix = next(name for name, module in model.named_modules() if module is base)
     path = f"{prefix}.{where}" if prefix else where
@@ -215,7 +231,7 @@ def linears(
     model: PreTrainedModel, block: nn.Module
 ) -> Iterator[tuple[str, nn.Module]]:
     """The linear layers of a block, with their names in it."""
-    for name in architecture(model.config.model_type).linears:
+    for name in of_config(model.config).linears:
         yield name, block.get_submodule(name)
 
 

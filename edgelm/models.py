@@ -9,22 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgelm import layers
+from edgelm import layers, sentence
 from edgelm.bundle import file_digest
 from edgelm.errors import ModelError, require
 from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
+from edgelm.schema import read_json
 from edgelm.tasks import (
     Task,
-    embedding_info,
+    check_tokenizer,
     infer_task,
     loader_of,
     max_length,
     ner_info,
-    read_json,
     scoring_info,
 )
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from edgelm.streaming import WeightFiles
@@ -36,13 +37,6 @@ BUILT_IN: dict[str, str | None] = {
     "minilm-similarity": "minilm-similarity",
 }
 
-# Files of sentence-transformers that a checkpoint passes on.
-SENTENCE_FILES = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-)
 # What domains have instead of a checkpoint's own weights; not a weight file of its own.
 EXPERTS = "domains.experts"
 _HUB_FILES = ["README.md", "*.json", "*.txt", "*.model", "*.safetensors"]
@@ -64,6 +58,8 @@ class LoadedModel:
         steps: Compression steps it went through.
         weights: Where the blocks are to be read from (`edgelm.streaming.WeightFiles`);
             None where they are loaded.
+        behind: From pooled vectors to embeddings but for their normalisation; None where
+            the pooled ones are the embeddings, and for other tasks.
     """
 
     name: str
@@ -76,6 +72,7 @@ class LoadedModel:
     source_digest: str
     steps: tuple[Mapping[str, Any], ...] = ()
     weights: WeightFiles | None = None
+    behind: nn.Module | None = None
 
     @property
     def architecture(self) -> str:
@@ -149,7 +146,8 @@ def load_model(
         use,
         model,
         tokenizer,
-        source.get("source_digest") or _digest(_weight_files(folder)),
+        source.get("source_digest")
+        or _digest([*_weight_files(folder), *sentence.weight_files(folder)]),
         steps,
     )
     return replace(loaded, weights=weights)
@@ -170,7 +168,7 @@ def _use_domain_(
         raise ModelError(
             f"{reference} has no expert for the domain '{domain}'. It has: {', '.join(known)}."
         )
-    where = layers.architecture(model.config.model_type)
+    where = layers.of_config(model.config)
     stored = load_file(folder / EXPERTS)
     for path, block in layers.blocks(model):
         prefix = f"{domain}/{path}."
@@ -190,7 +188,7 @@ def _stream(model: Any, folder: Path, config: Any, task: Task) -> WeightFiles | 
 
     from edgelm import streaming
 
-    files = streaming.WeightFiles(folder)
+    files = streaming.WeightFiles(_weight_files(folder))
     loader = getattr(transformers, loader_of(task, config))
     with torch.device("meta"):
         full = getattr(loader, "from_config", loader)(config)
@@ -241,21 +239,30 @@ def _finish(
     source_digest: str,
     steps: tuple[Mapping[str, Any], ...],
 ) -> LoadedModel:
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{name} has no fast tokenizer (tokenizer.json), which the device needs. "
-            "Convert it once with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)."
-        )
+    check_tokenizer(name, folder, model, tokenizer)
     info: EmbeddingInfo | NerInfo | ScoringInfo | None = None
+    behind = None
     if task == "embedding":
-        info = embedding_info(folder, model.config, name)
+        from edgelm.projections import load_behind
+
+        info = sentence.embedding_info(folder, model.config, name)
+        behind = load_behind(folder, name)
     elif task == "ner":
-        info = ner_info(model.config)
+        info = ner_info(model.config, name)
     elif task == "scoring":
-        info = scoring_info(model.config)
-    length = max_length(folder, model.config, tokenizer)
+        info = scoring_info(folder, model.config, name)
+    sentence.lowercase_(folder, tokenizer)
     return LoadedModel(
-        name, folder, task, model.eval(), tokenizer, length, info, source_digest, steps
+        name,
+        folder,
+        task,
+        model.eval(),
+        tokenizer,
+        max_length(folder, model, tokenizer),
+        info,
+        source_digest,
+        steps,
+        behind=behind,
     )
 
 
@@ -263,11 +270,11 @@ def _find_folder(reference: str) -> Path:
     folder = Path(reference)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            hint = (
-                " It is a bundle: it has been exported already."
-                if (folder / "manifest.json").is_file()
-                else ""
-            )
+            hint = ""
+            if (folder / "manifest.json").is_file():
+                hint = " It is a bundle: it has been exported already."
+            elif (folder / sentence.MODULES).is_file():
+                hint = " Of sentence-transformers edgelm takes models whose first module is a Transformer."
             raise ModelError(
                 f"{folder} is not a model folder: it holds no config.json.{hint}"
             )
@@ -372,7 +379,12 @@ def _load_weights(folder: Path, config: Any, task: Task, name: str) -> tuple[Any
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    """The files that hold a model's own weights: a folder may hold others beside them."""
+    index = read_json(folder / "model.safetensors.index.json")
+    names = set(index.get("weight_map", {}).values())
+    if (folder / "model.safetensors").is_file():
+        names = {"model.safetensors"}  # as transformers prefers it
+    return [folder / name for name in sorted(names)]
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -288,7 +288,7 @@ def fit_codes(
     for batches in (fitted, held_out):
         rows = []
         for batch in batches:
-            rows.append(embed(loaded.model, loaded.info, batch))
+            rows.append(embed(loaded, batch))
             done = len(rows) + (len(fitted) if parts else 0)
             progress("codes", done, total)
         parts.append(np.concatenate(rows))

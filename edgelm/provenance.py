@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgelm
+from edgelm import sentence
 from edgelm.bundle import file_digest
 from edgelm.manifest import Manifest
-from edgelm.tasks import read_json
+from edgelm.schema import read_json
 
 if TYPE_CHECKING:
     from edgelm.models import LoadedModel
@@ -72,8 +73,12 @@ def machine() -> dict[str, Any]:
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 (hex) of a checkpoint's weights: of the file, or over those of several."""
-    files = sorted(folder.glob("model*.safetensors"))
-    digests = [file_digest(path) for path in (*files, *folder.glob("domains.experts"))]
+    files = [
+        *sorted(folder.glob("model*.safetensors")),
+        *folder.glob("domains.experts"),
+        *sentence.weight_files(folder),
+    ]
+    digests = [file_digest(path) for path in files]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(digests).encode()).hexdigest()

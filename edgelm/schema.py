@@ -1,16 +1,20 @@
 """Frozen dataclasses from plain data (TOML, JSON), strictly.
 
 A key that the dataclass does not have, a key that is missing, or a value of another type is an error that names
-the place. Recipes, targets and manifests are read through this one door.
+the place. Recipes, targets and manifests are read through this one door; a model's own files are read as they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
+
+from edgelm.errors import ModelError
 
 T = TypeVar("T")
 Fail = Callable[[str], Exception]
@@ -114,3 +118,17 @@ def _matches(hint: Any, value: Any) -> bool:
     if hint is float:
         return isinstance(value, (int, float))
     return isinstance(hint, type) and isinstance(value, hint)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; an empty dict where there is none.
+
+    Raises:
+        ModelError: It is not JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is not JSON ({error}).") from error

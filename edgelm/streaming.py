@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +22,16 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class WeightFiles:
-    """The safetensors files of a model folder, read tensor by tensor.
+    """The safetensors files of a model, read tensor by tensor.
 
     Attributes:
         files: Tensor name to the file that holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """List the tensors of a folder; none is read."""
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """List the tensors of files; none is read."""
         self.files: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in paths:
             with safe_open(path, "pt") as file:
                 self.files.update(dict.fromkeys(file.keys(), path))
 
@@ -94,7 +94,7 @@ def lengthen_(model: PreTrainedModel, full: PreTrainedModel) -> None:
         full: The whole model on the meta device.
     """
     few = [block for _, block in layers.blocks(model)]
-    where = layers.architecture(model.config.model_type).blocks
+    where = layers.of_config(model.config).blocks
     container: Any = model.base_model.get_submodule(where)
     for _, block in layers.blocks(full)[len(few) :]:
         # Buffers are not in the files; those of all blocks are alike.

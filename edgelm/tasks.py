@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any, Literal
 
+from edgelm import sentence
 from edgelm.errors import ModelError, require
-from edgelm.manifest import EmbeddingInfo, NerInfo, ScoringInfo
+from edgelm.manifest import NerInfo, ScoringInfo
 
 Task = Literal["embedding", "ner", "scoring", "lm"]
 
@@ -19,6 +19,12 @@ LOADERS: dict[Task, str] = {
     "scoring": "AutoModelForSequenceClassification",
     "lm": "AutoModelForCausalLM",
 }
+# Architectures of which AutoModel would bring the decoder too.
+_ENCODERS = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+}
 # Task of optimum's TasksManager -> task of edgelm.
 _TASKS: dict[str, Task] = {
     "feature-extraction": "embedding",
@@ -26,43 +32,26 @@ _TASKS: dict[str, Task] = {
     "text-classification": "scoring",
     "text-generation": "lm",
 }
-_POOLINGS = {
-    "cls": "cls",
-    "cls_token": "cls",
-    "max": "max",
-    "max_tokens": "max",
-    "mean": "mean",
-    "mean_tokens": "mean",
-    "lasttoken": "last",
-}
 _LONGEST = 1 << 20
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content; an empty dict where there is none.
-
-    Raises:
-        ModelError: It is not JSON.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not JSON ({error}).") from error
+# A part and a type in one label; the first is how edgelm writes them.
+_SPELLINGS = (
+    re.compile(r"(?P<part>[BIESLU])-(?P<type>.+)"),
+    re.compile(r"(?P<part>[BIESLUbieslu])[-_](?P<type>.+)"),
+    re.compile(r"(?P<type>.+)[-_](?P<part>[BIESLUbieslu])"),
+)
 
 
 def loader_of(task: Task, config: Any) -> str:
     """Name of the class of transformers that loads a model for a task."""
-    if task == "embedding" and config.model_type == "t5":
-        return "T5EncoderModel"  # AutoModel would bring the decoder too
+    if task == "embedding":
+        return _ENCODERS.get(config.model_type, LOADERS[task])
     return LOADERS[task]
 
 
 def infer_task(folder: Path, config: Any, name: str) -> Task:
     """The task from sentence-transformers' files, else from the config's class by optimum."""
-    if (folder / "modules.json").is_file():
-        return "embedding"
+    if (folder / sentence.MODULES).is_file():
+        return "scoring" if sentence.is_cross_encoder(folder) else "embedding"
     import transformers
 
     tasks = require("optimum.exporters.tasks", "compress").TasksManager
@@ -85,95 +74,95 @@ def infer_task(folder: Path, config: Any, name: str) -> Task:
     return task
 
 
-def max_length(folder: Path, config: Any, tokenizer: Any) -> int:
-    """The shortest of what the files say; RoBERTa's positions begin behind the padding."""
-    limits = [tokenizer.model_max_length]
-    limits.append(read_json(folder / "sentence_bert_config.json").get("max_seq_length"))
-    positions = getattr(config, "max_position_embeddings", None)
+def check_tokenizer(name: str, folder: Path, model: Any, tokenizer: Any) -> None:
+    """Raise `ModelError` for a tokenizer that is slow, made up, or another model's."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{name} has no fast tokenizer (tokenizer.json), which the device needs. "
+            "Convert it once with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+        )
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((folder / file).is_file() for file in files):
+        # transformers would make one that knows its special tokens alone.
+        raise ModelError(
+            f"{name} has no tokenizer: there is none of {', '.join(sorted(files))} in {folder}."
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Of tokens added later some may never be used.
+    known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    largest = max([*known.values(), tokenizer.pad_token_id or 0])
+    if largest >= rows:
+        raise ModelError(
+            f"The tokenizer of {name} has the token {largest}, and its embedding table {rows} rows: "
+            "they do not belong together. Save the model with its own tokenizer, or resize its embeddings."
+        )
+
+
+def max_length(folder: Path, model: Any, tokenizer: Any) -> int:
+    """The shortest of what the files say, in tokens; RoBERTa's positions begin behind the padding's."""
+    limits = [sentence.text_limit(folder) or tokenizer.model_max_length]
+    positions = getattr(model.config, "max_position_embeddings", None)
     if positions:
-        padded = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
-        limits.append(positions - 2 if padded else positions)
-    stated = [int(limit) for limit in limits if limit and limit < _LONGEST]
+        tables = [
+            getattr(module, "padding_idx", None)
+            for name, module in model.named_modules()
+            if name.rpartition(".")[2] == "position_embeddings"
+        ]
+        limits.append(positions - 1 - max([i for i in tables if i is not None] or [-1]))
+    stated = [int(limit) for limit in limits if 0 < limit < _LONGEST]
     return min(stated, default=512)
 
 
-def embedding_info(folder: Path, config: Any, name: str) -> EmbeddingInfo:
-    """Pooling, normalisation and prompts from sentence-transformers' files.
-
-    Without them mean pooling and no normalisation, as sentence-transformers does.
-    """
-    modules = read_json(folder / "modules.json") or []
-    pooling, normalize = "mean", False
-    for module in modules:
-        kind = module["type"].rpartition(".")[2]
-        if kind == "Normalize":
-            normalize = True
-        elif kind == "Pooling":
-            pooling = _pooling(read_json(folder / module["path"] / "config.json"), name)
-        elif kind != "Transformer":
-            raise ModelError(
-                f"{name} has the sentence-transformers module {kind}, which edgelm does not export."
-            )
-    extra = read_json(folder / "config_sentence_transformers.json")
-    prompts = {k: v for k, v in (extra.get("prompts") or {}).items() if v}
-    default = extra.get("default_prompt_name")
-    shorter = getattr(config, "matryoshka_dimensions", None) or ()
-    return EmbeddingInfo(
-        int(config.hidden_size),
-        pooling,
-        normalize,
-        prompts,
-        default if default in prompts else None,
-        tuple(sorted(int(n) for n in shorter if 0 < int(n) <= config.hidden_size)),
-    )
-
-
-def _pooling(config: Mapping[str, Any], name: str) -> str:
-    """Both forms: one ``pooling_mode``, or a flag for each mode."""
-    mode = config.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else list(mode or [])
-    if not modes:
-        modes = [
-            k.removeprefix("pooling_mode_")
-            for k, v in config.items()
-            if k.startswith("pooling_mode_") and v
-        ]
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
+def _labels(config: Any, name: str) -> tuple[str, ...]:
+    """The labels in the order of the logits."""
+    known = config.id2label
+    if set(known) != set(range(len(known))):
         raise ModelError(
-            f"{name} pools by {'+'.join(modes)}; edgelm exports mean, cls, max and lasttoken pooling."
+            f"The labels of {name} are numbered {', '.join(map(str, known))}; the logits are from 0 on. "
+            "Mend id2label in its config.json."
         )
-    return _POOLINGS[modes[0]]
+    return tuple(str(known[i]) for i in range(len(known)))
 
 
-def _labels(config: Any) -> tuple[str, ...]:
-    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
+def _spelt_out(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """``B_PER``, ``b-per`` and ``PER-B`` as ``B-PER``, where all labels are of one such spelling.
+
+    Only where some begin and some continue: a type may be called ``E-MAIL``.
+    """
+    for spelling in _SPELLINGS:
+        found = [spelling.fullmatch(label) for label in labels]
+        parts = {match["part"].upper() for match in found if match}
+        if {"B", "I"} <= parts and all(
+            match or label.upper() == "O"
+            for match, label in zip(found, labels, strict=True)
+        ):
+            return tuple(
+                f"{match['part'].upper()}-{match['type']}" if match else "O"
+                for match in found
+            )
+    return labels
 
 
-def ner_info(config: Any) -> NerInfo:
-    """Labels and scheme of a token classifier."""
-    labels = _labels(config)
+def ner_info(config: Any, name: str) -> NerInfo:
+    """Labels and scheme of a token classifier; labels as ``B-PER``, however its files spell them."""
+    labels = _spelt_out(_labels(config, name))
     parts = {label.split("-")[0] for label in labels if "-" in label}
     if parts & {"E", "S", "L", "U"}:
         return NerInfo(labels, "BIOES")
     return NerInfo(labels, "BIO" if "B" in parts else "IO")
 
 
-def scoring_info(config: Any) -> ScoringInfo:
+def scoring_info(folder: Path, config: Any, name: str) -> ScoringInfo:
     """Pairs for cross-encoders (sentence-transformers marks them) and for inference (NLI) models."""
-    labels = _labels(config)
-    marks = getattr(config, "sentence_transformers", None) or {}
-    activation = str(marks.get("activation_fn", ""))
+    labels = _labels(config, name)
+    marked = sentence.cross_encoder_activation(folder, config, name, len(labels))
+    pairs = any(label.lower().startswith("entail") for label in labels)
+    if marked is not None:
+        return ScoringInfo(labels, marked, "pair")
     problem = config.problem_type
-    pairs = bool(marks) or hasattr(config, "sbert_ce_default_activation_function")
-    pairs = pairs or any(label.lower().startswith("entail") for label in labels)
-    if activation.endswith("Identity") or problem == "regression":
-        kind: Literal["sigmoid", "softmax", "none"] = "none"
-    elif (
-        activation.endswith("Sigmoid")
-        or problem == "multi_label_classification"
-        or len(labels) == 1
-    ):
+    kind: sentence.Activation = "softmax"
+    if problem == "regression":
+        kind = "none"
+    elif problem == "multi_label_classification" or len(labels) == 1:
         kind = "sigmoid"
-    else:
-        kind = "softmax"
     return ScoringInfo(labels, kind, "pair" if pairs else "single")

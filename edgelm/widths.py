@@ -74,7 +74,7 @@ def map_units(
 def of_config(config: Any, part: layers.Part) -> int:
     """How many units a block has by a model's config."""
     if part == "neurons":
-        where = layers.architecture(config.model_type)
+        where = layers.of_config(config)
         width = getattr(config, where.ffn_width)
         return int(width if width is not None else 4 * config.hidden_size)
     heads = getattr(config, "num_key_value_heads", None)
@@ -83,7 +83,7 @@ def of_config(config: Any, part: layers.Part) -> int:
 
 def of_block(config: Any, block: nn.Module, part: layers.Part) -> int:
     """How many units a block has."""
-    where = layers.architecture(config.model_type)
+    where = layers.of_config(config)
     name = where.ffn_out if part == "neurons" else where.attention_out
     inputs = layers.weight_matrix(block.get_submodule(name)).shape[1]
     if part == "neurons":
@@ -96,7 +96,7 @@ def of_block(config: Any, block: nn.Module, part: layers.Part) -> int:
 
 def of_model(model: PreTrainedModel) -> Widths:
     """Units of every block, of the parts that are not as the config says."""
-    free = layers.architecture(model.config.model_type).free_heads
+    free = layers.of_config(model.config).free_heads
     parts: tuple[layers.Part, ...] = ("neurons", "heads") if free else ("neurons",)
     found = {
         part: [of_block(model.config, block, part) for _, block in layers.blocks(model)]
@@ -198,7 +198,7 @@ def make_loadable(
         widths: What `of_model` gives.
         index: Which block.
     """
-    where, made = layers.architecture(config.model_type), dict(tensors)
+    where, made = layers.of_config(config), dict(tensors)
     for part, counts in widths.items():
         full = stored_width(config, part, counts)
         made = map_units(made, where, part, counts[index], padded(full))
@@ -215,13 +215,13 @@ def make_loadable_(model: PreTrainedModel, widths: Widths) -> None:
 def describe_(config: Any, widths: Widths) -> None:
     """Make a config say the widths of the files, in place."""
     if "neurons" in widths:
-        where = layers.architecture(config.model_type)
+        where = layers.of_config(config)
         setattr(config, where.ffn_width, max(widths["neurons"]))
 
 
 def trim_(model: PreTrainedModel, widths: Widths) -> None:
     """Leave out the units of a loaded model that are padding, in place."""
-    where = layers.architecture(model.config.model_type)
+    where = layers.of_config(model.config)
     for part, counts in widths.items():
         for (_, block), count in zip(layers.blocks(model), counts, strict=True):
             weights = {name: p.detach() for name, p in block.named_parameters()}

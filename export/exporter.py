@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 import edgelm
 from edgelm import provenance, samples, schema
@@ -49,8 +50,8 @@ from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.engine import open_engine
 from edgelm.runtimes.verification import measure_snr
 from edgelm.sbom import write_sbom
+from edgelm.schema import read_json
 from edgelm.targets import Target, load_target
-from edgelm.tasks import read_json
 
 Progress = Callable[[str], None]
 # Text for the ranges of int8 activations; a tensor keeps some thousand tokens of it.
@@ -131,7 +132,7 @@ def export(
         )
     with new_folder(path, marker=MANIFEST, force=force) as folder:
         progress("tokenizer and golden examples")
-        _write_tokenizer(loaded, folder)
+        device_tokenizer(loaded).save(str(folder / TOKENIZER))
         examples = golden_examples(loaded)
         save_golden(folder, examples)
         progress("ONNX graph")
@@ -250,13 +251,14 @@ def golden_examples(loaded: LoadedModel) -> list[GoldenExample]:
     return examples
 
 
-def _write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
-    from tokenizers import Tokenizer
-
+def device_tokenizer(loaded: LoadedModel) -> Tokenizer:
+    """A model's tokenizer as the device reads it; it says so where texts are cut on the left."""
     tokenizer = Tokenizer.from_str(loaded.tokenizer.backend_tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.save(str(folder / TOKENIZER))
+    if loaded.tokenizer.truncation_side == "left":
+        tokenizer.enable_truncation(loaded.max_length, direction="left")
+    return tokenizer
 
 
 def _write_graph(

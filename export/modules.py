@@ -66,7 +66,7 @@ def wrap(loaded: LoadedModel, *, layer: int | None = None) -> nn.Module:
     model: nn.Module = loaded.model
     model.float().eval()
     if isinstance(loaded.info, EmbeddingInfo):
-        return EmbeddingGraph(model, loaded.info, layer).eval()
+        return EmbeddingGraph(model, loaded.info, loaded.behind, layer).eval()
     return LogitsGraph(model, layer).eval()
 
 

@@ -89,8 +89,10 @@ class Engine:
         # Only token labels need what lies behind the first window.
         tasks = {manifest.task, *(head.task for head in manifest.heads.values())}
         stride = longest // 4 if "ner" in tasks else 0
+        # Windows are read from the left; else the file says which side of a text is cut.
+        side = "right" if stride else (tokenizer.truncation or {}).get("direction")
         tokenizer.no_padding()
-        tokenizer.enable_truncation(longest, stride=stride)
+        tokenizer.enable_truncation(longest, stride=stride, direction=side or "right")
         self._inputs = [tensor.name for tensor in manifest.graph.inputs]
         outputs = manifest.graph.outputs
         self._per_token = {t.name: "sequence" in t.shape for t in outputs}

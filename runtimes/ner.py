@@ -206,16 +206,18 @@ class EntityRecognizer:
                 if label != "O"
             ]
         places = tokens.places(starts)
-        return [
+        found = [
             (kind, entity(text, places[a:b], scores[a:b], label))
             for a, b, kind, label in parts
         ]
+        return [(kind, entity) for kind, entity in found if entity.text]
 
 
 def entity(text: str, places: NDArray[np.int64], scores: Rows, label: str) -> Entity:
     """The entity of neighbouring words: their places ``[words, 2]`` and scores ``[words]``."""
-    end = int(places[-1, 1])
-    begin = without_space(text, int(places[0, 0]), end)
+    begin, end = int(places[0, 0]), int(places[-1, 1])
+    end = begin + len(text[begin:end].rstrip())
+    begin = without_space(text, begin, end)
     return Entity(begin, end, label, float(scores.mean()), text[begin:end])
 
 

@@ -137,7 +137,7 @@ def join_windows(
         tokens = _join(group, [next(rows) for _ in group], stride)
         if text.words is not None or not splits_words:
             tokens = replace(tokens, words=text.word_of(tokens.offsets))
-        yield tokens
+        yield _without_spaces(tokens, text.text)
 
 
 def _join(
@@ -167,6 +167,19 @@ def _join(
         rows[place] = given[w][kept]
     known = words >= 0
     return Tokens(offsets[known], words[known], rows[known])
+
+
+def _without_spaces(tokens: Tokens, text: str) -> Tokens:
+    """Without the words that are white space alone, which some tokenizers make of a second space."""
+    if not len(tokens.words):
+        return tokens
+    blank = [not text[begin:end].strip() for begin, end in tokens.offsets.tolist()]
+    if not any(blank):
+        return tokens
+    starts = tokens.word_starts()
+    sizes = np.diff(starts, append=len(blank))
+    kept = ~np.repeat(np.logical_and.reduceat(blank, starts), sizes)
+    return Tokens(tokens.offsets[kept], tokens.words[kept], tokens.rows[kept])
 
 
 def without_space(text: str, begin: int, end: int) -> int:

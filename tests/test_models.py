@@ -11,6 +11,7 @@ import torch
 from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -128,15 +129,16 @@ def test_sentence_transformers_files_are_read(
     [
         (
             ("Transformer", "Pooling"),
-            {"pooling_mode_mean_sqrt_len_tokens": True},
-            "pools by mean_sqrt_len_tokens",
+            {"pooling_mode": "median"},
+            "pools by median",
         ),
         (
             ("Transformer", "Pooling"),
-            {"pooling_mode": ["cls", "mean"]},
-            r"pools by cls\+mean",
+            {"pooling_mode": ["cls", "median"]},
+            "pools by median",
         ),
-        (("Transformer", "Pooling", "Dense"), {"pooling_mode": "mean"}, "module Dense"),
+        (("Transformer", "Pooling", "CNN"), {}, "modules Transformer, Pooling, CNN"),
+        (("Transformer", "Pooling", "Dense"), {}, "Dense of .* has no in_features"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
@@ -251,3 +253,74 @@ def test_sharded_weights_load(tmp_path: Path) -> None:
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[key], value)
     assert len(loaded.source_digest) == 64
+
+
+def test_other_files_beside_the_weights_are_not_read(tiny_embedding: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    dense = load_model(str(tiny_embedding))
+    state = load_file(tiny_embedding / "model.safetensors")
+    others = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    save_file(others, tiny_embedding / "other.safetensors")
+    streamed = load_model(str(tiny_embedding), stream=True)
+    assert streamed.source_digest == dense.source_digest
+    assert streamed.weights is not None
+    name = "encoder.layer.0.output.dense.weight"
+    assert torch.equal(streamed.weights.read(name), state[name])
+
+
+def test_a_folder_without_a_tokenizer(tiny_embedding: Path) -> None:
+    """transformers makes one that knows no word."""
+    for path in tiny_embedding.glob("token*"):
+        path.unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer: .*vocab\.txt"):
+        load_model(str(tiny_embedding))
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "m", BertModel(tiny_config(vocab_size=40)))
+    with pytest.raises(ModelError, match="do not belong together"):
+        load_model(str(folder))
+
+
+def test_labels_that_are_not_numbered_from_zero(tmp_path: Path) -> None:
+    config = tiny_config(id2label={1: "O", 2: "B-PER", 5: "I-PER"})
+    folder = save_tiny(tmp_path / "m", BertForTokenClassification(config))
+    with pytest.raises(ModelError, match=r"are numbered 1, 2, 5; .*Mend id2label"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("labels", "due", "scheme"),
+    [
+        (["I_PER", "o", "B_PER"], ["I-PER", "O", "B-PER"], "BIO"),
+        (["O", "b-per", "i-per"], ["O", "B-per", "I-per"], "BIO"),
+        (
+            ["O", "PER-B", "PER-I", "PER-E", "PER-S"],
+            ["O", "B-PER", "I-PER", "E-PER", "S-PER"],
+            "BIOES",
+        ),
+        (["O", "B-A_B", "I-A_B"], ["O", "B-A_B", "I-A_B"], "BIO"),
+        (["O", "PER", "E_MAIL"], ["O", "PER", "E_MAIL"], "IO"),
+        (["O", "B_PER", "I-PER", "DATE"], ["O", "B_PER", "I-PER", "DATE"], "IO"),
+    ],
+)
+def test_spellings_of_labels(
+    tmp_path: Path, labels: list[str], due: list[str], scheme: str
+) -> None:
+    config = tiny_config(id2label=dict(enumerate(labels)))
+    folder = save_tiny(tmp_path / "m", BertForTokenClassification(config))
+    assert load_model(str(folder)).info == NerInfo(tuple(due), scheme)  # type: ignore[arg-type]
+
+
+def test_a_text_is_cut_on_the_side_of_its_tokenizer(tmp_path: Path) -> None:
+    from edgelm.evaluate.reference import open_reference
+
+    folder = save_tiny(tmp_path / "m", BertModel(tiny_config()))
+    path = folder / "tokenizer_config.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**about, "truncation_side": "left"})
+    embedder: Any = open_reference(str(folder))
+    words = ["city"] * 30 + ["river"] * 30
+    long, end = embedder.encode([" ".join(words), "river " * 30])
+    assert long.tolist() == end.tolist()

@@ -127,8 +127,8 @@ def info(path: Path, as_json: bool) -> None:
 def _about(path: Path) -> dict[str, Any]:
     from edgelm import provenance
     from edgelm.bundle import SIGNATURE, is_bundle, open_bundle
+    from edgelm.schema import read_json
     from edgelm.signing import read_signature
-    from edgelm.tasks import read_json
 
     if is_bundle(path):
         bundle = open_bundle(path)

@@ -117,7 +117,7 @@ def _run_step(
         now = [sequential.start(blocks.model, b, blocks.spill) for b in sets]
     before = [sequential.copies(f, blocks.spill) for f in now if step.follows_drift]
     config = blocks.model.config
-    where = layers.architecture(config.model_type)
+    where = layers.of_config(config)
     for index, path in enumerate(blocks.names):
         with blocks.open(number, index) as block:
             dense = copy.deepcopy(block) if step.follows_drift else None
@@ -161,7 +161,7 @@ def _run_block(
 
 
 def _check_skip(blocks: Blocks, skip: Sequence[str]) -> None:
-    linears = layers.architecture(blocks.model.config.model_type).linears
+    linears = layers.of_config(blocks.model.config).linears
     for part in skip:
         if not any(part in f"{path}.{n}" for path in blocks.names for n in linears):
             raise CompressionError(

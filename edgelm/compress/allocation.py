@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgelm.compress.patterns import parse_pattern
 from edgelm.compress.saliency import wanda
 from edgelm.errors import ConfigError
-from edgelm.layers import architecture, linears, weight_matrix
+from edgelm.layers import linears, of_config, weight_matrix
 
 if TYPE_CHECKING:
     from edgelm.calibration import Batch
@@ -88,7 +88,7 @@ def _outliers(blocks: Blocks, step: int, batches: Sequence[Batch]) -> list[float
     from edgelm.compress import sequential
     from edgelm.compress.observe import observe
 
-    shares, where = [], architecture(blocks.model.config.model_type)
+    shares, where = [], of_config(blocks.model.config)
     with blocks.around(), blocks.open(step, 0):
         flows = sequential.start(blocks.model, batches, blocks.spill)
     for index in range(len(blocks)):

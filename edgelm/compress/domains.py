@@ -97,7 +97,7 @@ def add_domains(
     Raises:
         CompressionError: A domain has no text, or weights are not finite.
     """
-    where = layers.architecture(blocks.model.config.model_type)
+    where = layers.of_config(blocks.model.config)
     names = [GENERAL, *step.texts]
     now: dict[str, list[list[sequential.Flow]]] = {}
     with blocks.around(), blocks.open(number, 0):

@@ -217,7 +217,7 @@ def factorize_(
         CompressionError: The experts do not divide the width, there are too few tokens for
             them, or the model cannot give the loss.
     """
-    where = layers.architecture(model.config.model_type)
+    where = layers.of_config(model.config)
     blocks = [block for _, block in layers.blocks(model)]
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
     dense = copy.deepcopy(model).requires_grad_(False)

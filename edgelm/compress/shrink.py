@@ -21,7 +21,7 @@ from edgelm.compress.judge import Tokens, judge
 from edgelm.compress.layer import Layer, LayerReport
 from edgelm.compress.observe import observe, stream_variance
 from edgelm.errors import CompressionError, ConfigError
-from edgelm.layers import architecture, weight_matrix
+from edgelm.layers import of_config, weight_matrix
 from edgelm.streaming import set_parameters_
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def plan(
         CompressionError: The architecture's heads cannot be removed.
     """
     kind = blocks.model.config.model_type
-    where = architecture(kind)
+    where = of_config(blocks.model.config)
     if config.part == "heads" and not where.free_heads:
         raise CompressionError(
             f"The attention of '{kind}' needs all its heads. Remove neurons instead."

@@ -71,7 +71,7 @@ def of_folder(reference: str, source_digest: str) -> dict[str, Any]:
     What is no checkpoint is its source, whose digest holds an adapter too.
     """
     from edgelm.models import locate
-    from edgelm.tasks import read_json
+    from edgelm.schema import read_json
 
     folder = locate(reference)
     weights = sorted(folder.glob("*.safetensors"))

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import nn
 
-from edgelm.export.exporter import make_manifest
+from edgelm.export.exporter import device_tokenizer, make_manifest
 from edgelm.export.modules import OUTPUTS, interface, wrap
 from edgelm.models import LoadedModel, load_model
 from edgelm.runtimes import Model
@@ -68,5 +67,5 @@ def from_loaded(loaded: LoadedModel) -> Model:
     """A loaded model behind the faces of a bundle."""
     session = TorchSession(wrap(loaded), OUTPUTS[loaded.task])
     manifest = make_manifest(loaded, interface(loaded))
-    tokenizer = Tokenizer.from_str(loaded.tokenizer.backend_tokenizer.to_str())
+    tokenizer = device_tokenizer(loaded)
     return wrap_engine(Engine(loaded.name, manifest, tokenizer, session))

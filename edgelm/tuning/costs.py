@@ -172,8 +172,8 @@ def key(inputs: int, outputs: int, kind: str) -> str:
 
 def find_layers(loaded: LoadedModel) -> tuple[Layer, ...]:
     """The weighted products of a model's blocks, by shape."""
-    where = layers.architecture(loaded.architecture)
     config = loaded.model.config
+    where = layers.of_config(config)
     blocks = [block for _, block in layers.blocks(loaded.model)]
     calls = max(int(config.num_hidden_layers) // len(blocks), 1)
     counts: Counter[Layer] = Counter()

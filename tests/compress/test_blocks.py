@@ -58,6 +58,15 @@ def decoder(config: Any) -> Any:
     return tf.AutoModelForCausalLM.from_config(config)
 
 
+T5 = {
+    "vocab_size": 65,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 3,
+    "num_heads": 4,
+    "pad_token_id": 0,
+}
 MODELS: dict[str, Callable[[], Any]] = {
     "albert": lambda: encoder(tf.AlbertConfig(**COMMON, embedding_size=16)),
     "bert": lambda: encoder(tf.BertConfig(**COMMON)),
@@ -88,17 +97,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "mpnet": lambda: encoder(tf.MPNetConfig(**COMMON)),
     "roberta": lambda: encoder(tf.RobertaConfig(**COMMON)),
     "xlm-roberta": lambda: encoder(tf.XLMRobertaConfig(**COMMON)),
-    "t5": lambda: tf.T5EncoderModel(
-        tf.T5Config(
-            vocab_size=65,
-            d_model=32,
-            d_kv=8,
-            d_ff=48,
-            num_layers=3,
-            num_heads=4,
-            pad_token_id=0,
-        )
-    ),
+    "t5": lambda: tf.T5EncoderModel(tf.T5Config(**T5)),
+    "mt5": lambda: tf.MT5EncoderModel(tf.MT5Config(**T5)),  # with a gate
     "gemma": lambda: decoder(tf.GemmaConfig(**GROUPED, **TOKENS)),
     "gemma2": lambda: decoder(tf.Gemma2Config(**GROUPED, **TOKENS, sliding_window=8)),
     "gemma3_text": lambda: decoder(
@@ -198,7 +198,7 @@ def test_conformance(name: str, folder: Path, tmp_path: Path) -> None:
     rows = [compress(b, [step], sample, sample) for b in (in_memory, on_disk)]
     for one, other in zip(*rows, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
-    expected = len(layers.architecture(name).linears) * len(in_memory)
+    expected = len(layers.of_config(whole.model.config).linears) * len(in_memory)
     assert len(rows[0]) == expected
 
     touched = set()

@@ -26,7 +26,7 @@ def test_drift_added_to_a_layers_output_gives_the_dense_blocks_output(
     """The residual counted: what joins the stream then is what joined it in the dense model."""
     torch.manual_seed(0)
     model, sample = MODELS[name]().eval(), batches()
-    where = layers.architecture(name)
+    where = layers.of_config(model.config)
     (_, first), *rest = layers.blocks(model)
     second = rest[0][1] if rest else first  # ALBERT has one
     dense_first, dense = copy.deepcopy(first), copy.deepcopy(second)

@@ -155,7 +155,7 @@ def test_neurons_of_every_architecture(name: str, tmp_path: Path) -> None:
     task = task_of(name)
     compress_model(str(folder), recipe, tmp_path / "ck", task=task)
     loaded = load_model(str(tmp_path / "ck"), task)
-    where = layers.architecture(name)
+    where = layers.of_config(loaded.model.config)
     for _, block in layers.blocks(loaded.model):
         assert widths.of_block(loaded.model.config, block, "neurons") == 32
     assert getattr(loaded.model.config, where.ffn_width) == 32
@@ -178,7 +178,7 @@ def test_units_that_do_nothing_go_first_and_nothing_changes(
 ) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    where = layers.architecture(name)
+    where = layers.of_config(model.config)
     consumer = where.ffn_out if part == "neurons" else where.attention_out
     with torch.no_grad():
         for parameter in model.parameters():  # biases are zero at first

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
@@ -449,3 +450,62 @@ def test_windows_of_any_stride_give_what_one_pass_gives(
         assert windowed == recognizer.extract(texts, strategy=strategy)
     finally:
         recognizer.engine.tokenizer.enable_truncation(32, stride=8)
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory: pytest.TempPathFactory) -> EntityRecognizer:
+    """A tokenizer that makes tokens of white space alone, as RoBERTa's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        RobertaConfig,
+        RobertaForTokenClassification,
+    )
+
+    from edgelm.evaluate.reference import open_reference
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator(["Ada wrote in London"] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", model_max_length=64
+    )
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        id2label=dict(enumerate(["O", "B-PER", "I-PER"])),
+    )
+    model = RobertaForTokenClassification(config)
+    torch.nn.init.normal_(model.classifier.weight)
+    torch.nn.init.constant_(model.classifier.bias[0], -9)  # everything is an entity
+    folder = tmp_path_factory.mktemp("spaced")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    opened = open_reference(str(folder))
+    assert isinstance(opened, EntityRecognizer)
+    return opened
+
+
+@pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
+@pytest.mark.parametrize("constrained", [True, False])
+def test_white_space_is_no_entity_and_ends_none(
+    spaced: EntityRecognizer, strategy: Any, constrained: bool
+) -> None:
+    texts = ["Ada  wrote", "  Ada ", "Ada\r\n\r\nwrote\u00a0\u2003", "   ", " \n🙂  é"]
+    given = spaced.extract(texts, strategy=strategy, constrained=constrained)
+    for text, entities in zip(texts, given, strict=True):
+        for entity in entities:
+            assert entity.text == text[entity.start : entity.end] != ""
+            assert entity.text == entity.text.strip()
+        covered = {i for e in entities for i in range(e.start, e.end)}
+        assert covered >= {i for i, c in enumerate(text) if not c.isspace()}
