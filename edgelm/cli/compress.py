@@ -318,8 +318,9 @@ def compress(
                 progress=update,
             )
         except KeyboardInterrupt:
-            say("Interrupted. The same command goes on where this one stopped.")
-            raise
+            raise KeyboardInterrupt(
+                "The same command goes on where this one stopped."
+            ) from None
     if rank() > 0:
         return  # the first process speaks for all
     if as_json:

@@ -80,8 +80,8 @@ def fit_head(
     """
     from edgelm.atomic import check_free
     from edgelm.bundle import MANIFEST
-    from edgelm.calibration import open_binary, read_json_lines
     from edgelm.heads import fit_heads
+    from edgelm.lines import open_binary, read_json_lines
 
     check_free(output, marker=MANIFEST, force=force)
     with open_binary(data) as stream:

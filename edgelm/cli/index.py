@@ -335,7 +335,7 @@ def _on(address: str | None, bundle: Path, encoder: TextEncoder) -> Iterator[Enc
 
 @contextmanager
 def _source(data: Path, form: str) -> Iterator[Source]:
-    from edgelm.calibration import open_binary
+    from edgelm.lines import open_binary
     from edgelm.runtimes.index.building import Source
 
     suffixes = [s for s in data.suffixes if s not in (".gz", ".zst")]
@@ -363,13 +363,13 @@ def _progress(data: Path) -> Iterator[Callable[[int], None]]:
 
 def _texts(source: Path) -> Iterator[str]:
     """Lines of a file that are not empty."""
-    from edgelm.calibration import decode, open_binary
+    from edgelm.lines import numbered_lines, open_binary
 
     name = "stdin" if str(source) == "-" else str(source)
     stream = sys.stdin.buffer if str(source) == "-" else open_binary(source)
     with stream:
-        for number, line in enumerate(stream, 1):
-            if text := decode(line, f"{name}, line {number}").strip():
+        for _, line in numbered_lines(stream, name):
+            if text := line.strip():
                 yield text
 
 

@@ -15,6 +15,7 @@ from edgelm.cli.console import emit, say
 from edgelm.cli.inputs import arguments, lines, parse_json, parse_text
 from edgelm.cli.sign import TRUSTED_KEY
 from edgelm.errors import InputError
+from edgelm.lines import decode
 
 PROVIDER = click.option(
     "--provider",
@@ -236,8 +237,6 @@ def _watch(
     answer: Callable[[Sequence[Any]], Iterator[dict[str, Any]]], form: str, pairs: bool
 ) -> None:
     """Answer lines as they come, each alone; a line that cannot be used is said to be so, and passed over."""
-    from edgelm.calibration import decode
-
     parse = parse_json if form == "jsonl" else parse_text
     # Ctrl-C is how a watch ends. As an exception of its own kind it may come up anywhere: a signal that
     # arrives just before a read is seen behind it.

@@ -171,8 +171,9 @@ def tune(
                 progress=update,
             )
         except KeyboardInterrupt:
-            say("Interrupted. The same command goes on where this one stopped.")
-            raise
+            raise KeyboardInterrupt(
+                "The same command goes on where this one stopped."
+            ) from None
     if as_json:
         emit(result)
     show_table("Finalists", FINALISTS, finalist_rows(result))
