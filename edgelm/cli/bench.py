@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgelm.cli.console import emit, progress_bar, say, show_table
+from edgelm.cli.console import Real, emit, progress_bar, say, show_table
 from edgelm.cli.reporting import command_line, report_stem, write_report
 
 TEXTS = click.Path(path_type=Path)
@@ -41,7 +41,7 @@ TEXTS = click.Path(path_type=Path)
 )
 @click.option(
     "--max-p95-ms",
-    type=float,
+    type=Real(min=0, min_open=True),
     help="Exit 3 if the bundle's 95th percentile is above this.",
 )
 @click.option(

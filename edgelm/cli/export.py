@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgelm.cli.console import OUTPUT, TASKS, console, emit, say, show_table
+from edgelm.cli.console import OUTPUT, TASKS, Real, console, emit, say, show_table
 
 if TYPE_CHECKING:
     from edgelm.export.explain import Explanation
@@ -48,7 +48,7 @@ class _Layer(click.IntRange):
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(min=0),
+    type=Real(min=0),
     metavar="X",
     help="How much the precision may cost on held-out calibration text: 1 - cosine (embeddings), "
     "share of changed entity labels (ner), 1 - Spearman or change of a score (scoring).",
@@ -79,7 +79,7 @@ class _Layer(click.IntRange):
 )
 @click.option(
     "--min-snr-db",
-    type=float,
+    type=Real(),
     help="Least agreement with the original model that is accepted, in dB; the manifest records it.",
 )
 @click.option(

@@ -149,6 +149,8 @@ def _about(path: Path) -> dict[str, Any]:
         about["layers"] = len(about.pop("report"))
         lineage = provenance.of_checkpoint(about)
         return {"kind": "checkpoint", **about, "lineage": lineage}
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Name a bundle or a checkpoint.")
     raise InputError(
         f"{path} is neither a bundle (manifest.json) nor a checkpoint (edgelm.json) of edgelm."
     )

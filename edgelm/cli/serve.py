@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from edgelm.cli.console import emit, say
+from edgelm.cli.console import Real, emit, say
 from edgelm.cli.run import BUILD, PROVIDER, THREADS, WORKERS
 from edgelm.cli.sign import TRUSTED_KEY
 from edgelm.errors import require
@@ -65,7 +65,7 @@ from edgelm.errors import require
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, min_open=True),
     default=30.0,
     show_default=True,
     help="Seconds that a request may take to arrive, and then to be answered.",

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_table
+from edgelm.cli.console import (
+    OUTPUT,
+    TASKS,
+    Real,
+    emit,
+    progress_bar,
+    say,
+    show_table,
+)
 
 FILE = click.Path(path_type=Path)
 
@@ -34,12 +42,12 @@ FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--max-p95-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min=0, min_open=True),
     help="Limit for the 95th percentile of one text's latency; measured, so only for a TARGET that is this machine.",
 )
 @click.option(
     "--max-size-mb",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min=0, min_open=True),
     help="Limit for the size of the bundle, in MB (10^6 bytes).",
 )
 @click.option(
@@ -70,7 +78,7 @@ FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min=0, min_open=True),
     help="Stop after about this many minutes.  [default: when all trials are done]",
 )
 @click.option(
@@ -92,7 +100,7 @@ FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--ray-cpus",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="CPUs that one evaluation reserves on the cluster; 0.5 puts two on a CPU.",
