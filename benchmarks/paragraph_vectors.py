@@ -31,9 +31,9 @@ from retrieval_quality import embed
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from edgelm.calibration import open_binary, read_json_lines
 from edgelm.codes import BinaryCodes, fit
 from edgelm.codes.paragraph import ParagraphVectors, train
+from edgelm.lines import open_binary, read_json_lines
 from edgelm.reports.charts import curves
 from edgelm.runtimes.codes import Floats, hamming_distances
 from edgelm.runtimes.paragraph import split_words

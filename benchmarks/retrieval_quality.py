@@ -30,11 +30,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.calibration import Calibration, load_texts, open_binary, read_json_lines
+from edgelm.calibration import Calibration, load_texts
 from edgelm.codes import KINDS, BinaryCodes, fit
 from edgelm.codes.judgement import best, recall
 from edgelm.errors import CompressionError
 from edgelm.evaluate.reference import open_reference
+from edgelm.lines import open_binary, read_json_lines
 from edgelm.reports.charts import curves
 from edgelm.runtimes import Embedder
 from edgelm.runtimes.codes import Floats, asymmetric_scores, hamming_distances

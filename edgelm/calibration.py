@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm import samples
-from edgelm.errors import ConfigError, InputError, require
+from edgelm.errors import ConfigError, InputError
+from edgelm.lines import numbered_json_lines, numbered_lines, open_binary
 
 if TYPE_CHECKING:
     import torch
@@ -135,69 +133,8 @@ def read_texts(path: Path) -> Iterator[str]:
                     )
                 yield text
         else:
-            for number, line in enumerate(stream, 1):
-                yield decode(line, f"{path}, line {number}").rstrip("\r\n")
-
-
-def read_json_lines(stream: IO[bytes], name: str) -> Iterator[Any]:
-    """Parse a stream of JSON lines; empty lines are passed over.
-
-    Args:
-        stream: Binary stream.
-        name: How to name it in an error.
-
-    Raises:
-        InputError: A line is not UTF-8 or not JSON; the message names the line.
-    """
-    return (row for _, row in numbered_json_lines(stream, name))
-
-
-def numbered_json_lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
-    """As `read_json_lines`, each with its line's number, from 1."""
-    for number, line in enumerate(stream, 1):
-        text = decode(line, f"{name}, line {number}").strip()
-        if not text:
-            continue
-        try:
-            yield number, json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{name}, line {number}: not JSON ({error}).") from error
-
-
-def decode(line: bytes, where: str) -> str:
-    """Decode UTF-8.
-
-    Raises:
-        InputError: It is not UTF-8; the message says where.
-    """
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: byte 0x{line[error.start]:02x} at position {error.start + 1} is not UTF-8. "
-            "Convert the text to UTF-8 first, for example with iconv."
-        ) from error
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    """Open a file for reading, through gzip or zstd where its name says so.
-
-    Raises:
-        InputError: It cannot be opened.
-        MissingExtraError: It is ``.zst`` and zstandard is not installed.
-    """
-    try:
-        if path.suffix == ".gz":
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        if path.suffix == ".zst":
-            zstandard = require("zstandard", "compress")
-            reader = zstandard.ZstdDecompressor().stream_reader(
-                path.open("rb"), closefd=True
-            )
-            return io.BufferedReader(reader)
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+            for _, line in numbered_lines(stream, str(path)):
+                yield line
 
 
 def split(texts: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -141,6 +141,8 @@ def lint(path: Path, tensorrt: Sequence[str]) -> list[Problem]:
     except Exception as error:  # protobuf's and onnx's exceptions have no common base
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"{path} is no valid ONNX graph: {reason}") from error
+    if not proto.graph.node:  # an empty file is a valid message
+        raise ExportError(f"{path} is no valid ONNX graph: it holds no operators.")
     problems = [*_opset(proto, tensorrt), *_inputs(proto), *_bfloat16(graph, tensorrt)]
     for rule in RULES:
         for node in proto.graph.node:

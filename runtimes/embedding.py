@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
@@ -341,9 +342,12 @@ class Embedder:
             raise InputError(
                 f"This model was trained for {known} dimensions. Got {dimensions} instead."
             )
-        if not 1 <= dimensions <= self.dimension:
+        if (
+            not isinstance(dimensions, Integral)
+            or not 1 <= dimensions <= self.dimension
+        ):
             raise InputError(
-                f"dimensions must be 1 to {self.dimension}. Got {dimensions} instead."
+                f"dimensions must be 1 to {self.dimension}. Got {dimensions!r} instead."
             )
         normalize = self._normalize
         return lambda vectors: shorten(vectors, dimensions, normalize=normalize)

@@ -348,12 +348,12 @@ def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
 
 
 def check_texts(texts: object) -> None:
-    """Raise `InputError` unless ``texts`` is a sequence of strings."""
+    """Raise `InputError` unless ``texts`` is a sequence of strings that are Unicode."""
     if isinstance(texts, str):
         raise InputError(
             "Texts must be a list of strings. Got one string; write [text] instead."
         )
-    if not isinstance(texts, Sequence):
+    if not isinstance(texts, Sequence) or isinstance(texts, (bytes, bytearray)):
         raise InputError(
             f"Texts must be a list of strings. Got {type(texts).__name__} instead."
         )
@@ -362,6 +362,14 @@ def check_texts(texts: object) -> None:
             raise InputError(
                 f"Text {i} must be a string. Got {type(text).__name__} instead."
             )
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"Text {i} holds half of a surrogate pair at position {error.start}, which is no character. "
+                    "Remove it."
+                ) from error
 
 
 def chosen_provider(bundle: Bundle, asked: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, SupportsFloat, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +119,7 @@ class EntityRecognizer:
 
         Raises:
             InputError: Something among the texts is neither a string nor a list of
-                strings, a setting is not known, or a threshold is of no type.
+                strings, a setting is not known, or a threshold is not a number or of no type.
         """
         given = texts_of(texts)
         labelling = self.labelling(given, strategy, constrained, thresholds, units)
@@ -173,7 +173,13 @@ class EntityRecognizer:
 
     def _minimum(self, thresholds: float | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(thresholds, Mapping):
-            return dict.fromkeys(self.types, float(thresholds))
+            thresholds = dict.fromkeys(self.types, thresholds)
+        for value in thresholds.values():
+            # Against NaN no score is enough, and every entity would be gone.
+            if not isinstance(value, SupportsFloat) or np.isnan(float(value)):
+                raise InputError(
+                    f"A threshold must be a number. Got {value!r} instead."
+                )
         unknown = [name for name in thresholds if name not in self.types]
         if unknown:
             raise InputError(

@@ -88,7 +88,7 @@ def texts_of(texts: object) -> list[Text]:
     Raises:
         InputError: Something among the texts is neither a string nor a list of strings.
     """
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
         check_texts(texts)
         return []
     return [Text.of(item, i) for i, item in enumerate(texts)]

@@ -419,7 +419,7 @@ def test_an_interrupted_compress_leaves_only_what_the_next_can_use(
     process = subprocess.run(
         [sys.executable, "-c", code, *flags], capture_output=True, text=True
     )
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "Traceback" not in process.stderr
     assert "goes on where this one stopped" in process.stderr
     assert len(list(tmp_path.glob(".ck*"))) == left

@@ -105,6 +105,7 @@ def test_imports_point_one_way(path: Path) -> None:
             "edgelm.bundle",
             "edgelm.manifest",
             "edgelm.golden",
+            "edgelm.lines",
             "edgelm.metrics",
             *base,
         )

@@ -1,12 +1,14 @@
 """The command line: thin commands that parse, call the library once, and print.
 
 What machines read goes to stdout as JSON lines; what people read goes to stderr.
-Exit codes: 0 ok, 1 refused (one sentence says why), 2 usage, 3 a gate failed.
+Exit codes: 0 ok, 1 refused (one sentence says why), 2 usage, 3 a gate failed, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 from typing import Any
 
@@ -59,6 +61,16 @@ class _Group(click.Group):
         except EdgelmError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt as stopped:
+            click.echo(" ".join(["Interrupted.", *stopped.args]), err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            raise  # the reader of a pipe has had enough; click ends quietly
+        except OSError as error:  # a full disk, a folder that may not be read
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"Error: {where}{error.strerror or error}.", err=True)
+            _drop_unwritten()
+            ctx.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,8 +89,18 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the command `edgelm`."""
+    # A stream that was closed (`>&-`) leaves a number to the next file that is opened.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8, whatever the locale
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    cli(prog_name="edgelm")
+
+
+def _drop_unwritten() -> None:
+    """Have nothing left to write when Python ends, if stdout is what cannot be written."""
     try:
-        cli(prog_name="edgelm")
-    except BrokenPipeError:  # the reader of a pipe has had enough
-        sys.stderr.close()
-        sys.exit(0)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgelm.cli.console import emit, progress_bar, say, show_table
+from edgelm.cli.console import Real, emit, progress_bar, say, show_table
 from edgelm.cli.reporting import command_line, report_stem, write_report
 
 TEXTS = click.Path(path_type=Path)
@@ -20,28 +20,28 @@ TEXTS = click.Path(path_type=Path)
     "--against",
     multiple=True,
     metavar="MODEL",
-    help="A bundle, or a model in PyTorch, to compare with; repeatable.",
+    help="A bundle, or a model that runs in PyTorch, to compare with; repeatable.",
 )
 @click.option(
     "--texts",
     type=TEXTS,
-    help="Texts to run: .txt or .jsonl; else the built-in sample.",
+    help="Texts to run: .txt or .jsonl.  [default: the built-in sample]",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1),
     default=6,
     show_default=True,
-    help="Turns of each contender; six are the fewest that give an interval of 95 %.",
+    help="Turns of each contender; six is the smallest number that gives a 95 % interval.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Threads of each contender; else all cores.",
+    help="Threads of each contender.  [default: all cores]",
 )
 @click.option(
     "--max-p95-ms",
-    type=float,
+    type=Real(min=0, min_open=True),
     help="Exit 3 if the bundle's 95th percentile is above this.",
 )
 @click.option(
@@ -53,31 +53,33 @@ TEXTS = click.Path(path_type=Path)
     "--concurrency",
     default="1,2,4,8",
     show_default=True,
-    help="Threads that call the model at once, for the throughput's curve; none for no curve.",
+    help="Numbers of threads that call the model at once, for the throughput curve; none: no curve.",
 )
-@click.option("--lengths", help="Also inputs of these lengths in tokens: 16,64,256.")
+@click.option(
+    "--lengths", help="Also measure inputs of these lengths, in tokens: 16,64,256."
+)
 @click.option(
     "--batch-sizes",
     default="1",
     show_default=True,
-    help="With --lengths: inputs of a call: 1,8,32.",
+    help="With --lengths: inputs per call: 1,8,32.",
 )
 @click.option(
     "--compare-with",
     "recorded",
     type=click.Path(path_type=Path),
-    help="The JSON of an earlier benchmark of this machine in this state; of another it is refused.",
+    help="JSON of an earlier benchmark to compare with; refused unless it was this machine in the same state.",
 )
 @click.option(
     "--profile",
     "profiled",
     is_flag=True,
-    help="Show where BUNDLE's time goes, and this machine's matrix products alone.",
+    help="Show where BUNDLE's time goes, and how fast this machine runs the same matrix products alone.",
 )
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
-    help="Write REPORT.html and REPORT.json; else edgelm-bench-TIME.",
+    help="Write REPORT.html and REPORT.json.  [default: edgelm-bench-TIME]",
 )
 @click.option("--force", is_flag=True, help="Replace a report that is there already.")
 @click.option(

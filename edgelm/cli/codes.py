@@ -25,20 +25,22 @@ def codes() -> None:
 @codes.command()
 @TEXTS
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The model to make.")
-@click.option("--bits", type=int, default=128, show_default=True, help="Of a code.")
+@click.option(
+    "--bits", type=int, default=128, show_default=True, help="Length of a code."
+)
 @click.option(
     "--dimension",
     type=int,
     default=0,
     show_default=True,
-    help="Learn real vectors too (Real-Binary), to order what the codes find; 0: codes alone.",
+    help="Also learn real vectors of this length (Real-Binary), which order what the codes find; 0: only codes.",
 )
 @click.option(
     "--min-texts",
     type=int,
     default=5,
     show_default=True,
-    help="Texts that must have a word, or a pair of words, for it to count.",
+    help="Least number of texts that must hold a word, or a pair of words, for it to count.",
 )
 @click.option("--epochs", type=int, default=15, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -111,7 +113,9 @@ def train(
     "-o", "--output", type=OUTPUT, required=True, help="Codes: .npy, uint8 [n, bits/8]."
 )
 @click.option(
-    "--vectors", type=OUTPUT, help="Real vectors too: .npy, float32 [n, dimension]."
+    "--vectors",
+    type=OUTPUT,
+    help="Also write real vectors: .npy, float32 [n, dimension].",
 )
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
 def encode(

@@ -39,17 +39,22 @@ from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
     help="Judge whether routing each token to --active of N experts would do better than "
     "as many static neurons; the result is static. auto: of 8, as many as --ffn-keep leaves.",
 )
-@click.option("--active", type=int, metavar="K", help="With --experts: how many.")
+@click.option(
+    "--active",
+    type=int,
+    metavar="K",
+    help="With --experts: how many of them each token uses.",
+)
 @click.option(
     "--heads-keep",
     type=float,
     metavar="SHARE",
-    help="Share of attention heads that stay.",
+    help="Share of attention heads that stay (0.75).",
 )
 @click.option(
     "--budget",
     type=float,
-    help="With --ffn-keep auto: share of all neurons that stay. [default: 0.5]",
+    help="With --ffn-keep auto: share of all neurons that stay.  [default: 0.5]",
 )
 @click.option(
     "--saliency",
@@ -77,7 +82,7 @@ from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
     type=click.Choice(["uniform", "owl", "progressive"]),
     default="uniform",
     show_default=True,
-    help="How a fraction of zeros is shared out among the blocks.",
+    help="How a fraction of zeros is shared out among the blocks of the model.",
 )
 @click.option(
     "--permute",
@@ -89,7 +94,7 @@ from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
     "code_bits",
     type=int,
     metavar="BITS",
-    help="Fit binary codes of so many bits (32 to 1024) to the embeddings: part of the bundle.",
+    help="Fit binary codes of this many bits (32 to 1024) to the embeddings; the bundle will carry them.",
 )
 @click.option(
     "--codes-kind",
@@ -101,8 +106,8 @@ from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
 @click.option(
     "--vocab",
     metavar="FILE",
-    help="Keep the tokens that this text uses, and what spells other text; "
-    "auto: the calibration text.",
+    help="Keep only the tokens that this text uses, and the pieces that spell any other text; "
+    "auto: take the calibration text.",
 )
 @click.option(
     "--vocab-size",
@@ -114,15 +119,15 @@ from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
     "--skip",
     multiple=True,
     metavar="PART",
-    help="Leave layers dense whose name holds PART; repeatable.",
+    help="Leave layers whose name contains PART dense; repeatable.",
 )
 @click.option(
     "--calibration",
     "texts",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Texts to calibrate on: .txt or .jsonl, also .gz and .zst. [default: built-in] With a NAME, "
-    "repeatable: of a domain that gets neurons of its own; with --ffn-keep.",
+    help="Texts to calibrate on: .txt or .jsonl, also .gz and .zst. With NAME= (repeatable, with --ffn-keep): "
+    "the texts of a domain that gets neurons of its own.  [default: built-in]",
 )
 @click.option(
     "--max-texts",
@@ -143,9 +148,10 @@ from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
     type=click.Choice(["auto", "text", "token", "entity"]),
     default="auto",
     show_default=True,
-    help="What counts in calibration; auto: each text for embeddings, entities for NER, else each token.",
+    help="How calibration text is weighted; auto: every text alike for embeddings, by entities for NER, else every "
+    "token alike.",
 )
-@click.option("--task", type=TASKS, help="What the model is for; else inferred.")
+@click.option("--task", type=TASKS, help="What the model is for.  [default: inferred]")
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -163,7 +169,7 @@ from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
     type=int,
     default=0,
     show_default=True,
-    help="Of the draw of calibration texts.",
+    help="Seed of the draw of calibration texts.",
 )
 @click.option(
     "--dry-run",
@@ -312,8 +318,9 @@ def compress(
                 progress=update,
             )
         except KeyboardInterrupt:
-            say("Interrupted. The same command goes on where this one stopped.")
-            raise
+            raise KeyboardInterrupt(
+                "The same command goes on where this one stopped."
+            ) from None
     if rank() > 0:
         return  # the first process speaks for all
     if as_json:

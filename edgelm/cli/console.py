@@ -27,6 +27,19 @@ _WIDTH = None if sys.stderr.isatty() else 160
 console = Console(stderr=True, highlight=False, soft_wrap=True, width=_WIDTH)
 
 
+class Real(click.FloatRange):
+    """A number that is not NaN, against which no limit would ever be missed."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """As `click.FloatRange`, without NaN."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 TASKS = click.Choice(["embedding", "ner", "scoring", "lm"])
 OUTPUT = click.Path(path_type=Path)
 

@@ -25,7 +25,7 @@ from edgelm.cli.reporting import command_line, report_stem, write_report
     "--split",
     default="test",
     show_default=True,
-    help="Of a folder in BEIR's layout: which qrels/SPLIT.tsv.",
+    help="With a folder in BEIR's layout: which qrels/SPLIT.tsv to use.",
 )
 @click.option(
     "--index",
@@ -47,9 +47,9 @@ from edgelm.cli.reporting import command_line, report_stem, write_report
     type=click.IntRange(100),
     default=1000,
     show_default=True,
-    help="Draws of the bootstrap, for the intervals.",
+    help="Bootstrap draws, for the intervals.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
 @click.option(
     "--changes",
     type=click.IntRange(0),
@@ -60,15 +60,17 @@ from edgelm.cli.reporting import command_line, report_stem, write_report
 @click.option(
     "--context",
     type=click.IntRange(2),
-    help="Language models: longest window in tokens; else what the model takes, at most 1024.",
+    help="Language models: longest window in tokens.  [default: what the model takes, at most 1024]",
 )
 @click.option(
     "--stride",
     type=click.IntRange(1),
-    help="Language models: tokens by which a window moves; else half of the context.",
+    help="Language models: tokens by which a window moves.  [default: half of the context]",
 )
 @click.option(
-    "--threads", type=click.IntRange(1), help="Threads of a model; else all cores."
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads of a model.  [default: all cores]",
 )
 @click.option(
     "--ray",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgelm.cli.console import OUTPUT, TASKS, console, emit, say, show_table
+from edgelm.cli.console import OUTPUT, TASKS, Real, console, emit, say, show_table
 
 if TYPE_CHECKING:
     from edgelm.export.explain import Explanation
@@ -44,13 +44,13 @@ class _Layer(click.IntRange):
     ),
     default="auto",
     show_default=True,
-    help="auto: the target's own; with --max-drop, layers stay in float as need be.",
+    help="auto: the target's default; with --max-drop, auto also leaves layers in float where that is needed.",
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(min=0),
+    type=Real(min=0),
     metavar="X",
-    help="Most that the precision may cost on held-out calibration text: 1 - cosine (embeddings), "
+    help="How much the precision may cost on held-out calibration text: 1 - cosine (embeddings), "
     "share of changed entity labels (ner), 1 - Spearman or change of a score (scoring).",
 )
 @click.option(
@@ -67,7 +67,7 @@ class _Layer(click.IntRange):
     type=click.Choice(["8", "4"]),
     default="8",
     show_default=True,
-    help="Of large embedding tables, where products are integers; 4 only in ONNX Runtime.",
+    help="Bits of large embedding tables, in integer precisions; 4 only for ONNX Runtime.",
 )
 @click.option(
     "--calibration",
@@ -79,20 +79,20 @@ class _Layer(click.IntRange):
 )
 @click.option(
     "--min-snr-db",
-    type=float,
-    help="Least agreement with the original model, dB; the manifest records it.",
+    type=Real(),
+    help="Least agreement with the original model that is accepted, in dB; the manifest records it.",
 )
 @click.option(
     "--codes-output",
     is_flag=True,
-    help="Let the graph give packed binary codes too, beside the embeddings.",
+    help="Let the graph also return packed binary codes, beside the embeddings.",
 )
 @click.option(
     "--token-embeddings",
     type=_Layer(0),
     metavar="LAYER",
-    help="Let the graph give vectors of the tokens too, as `edgelm ner-index` needs them: "
-    "after the layer of this number, or last.",
+    help="Let the graph also return token vectors, which `edgelm ner-index` needs: those after the layer "
+    "with this number (0: the embedding table), or last.",
 )
 @click.option(
     "--explain",
@@ -103,9 +103,9 @@ class _Layer(click.IntRange):
 @click.option(
     "--domain",
     metavar="NAME",
-    help="Of a checkpoint with experts by domain, whose; the bundle holds no other's.",
+    help="For a checkpoint with experts by domain: the domain to export; the bundle holds only its experts.",
 )
-@click.option("--task", type=TASKS, help="What the model is for; else inferred.")
+@click.option("--task", type=TASKS, help="What the model is for.  [default: inferred]")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."

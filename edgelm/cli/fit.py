@@ -22,7 +22,7 @@ from edgelm.cli.run import PROVIDER, THREADS
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The bundle to make.")
 @click.option(
     "--name",
-    help="Of the new head, which then stands beside those that BUNDLE has: one pass answers for all.",
+    help="Name of the new head, which is added to those that BUNDLE has; one pass answers for all of them.",
 )
 @click.option(
     "--kind",
@@ -34,13 +34,21 @@ from edgelm.cli.run import PROVIDER, THREADS
 @click.option(
     "--compare",
     is_flag=True,
-    help="Pairs are comparisons: a score above 0 says that text1 is better. Gives one score a text.",
+    help="Read pairs as comparisons: a score above 0 says that text1 is better. The head scores single texts.",
 )
-@click.option("--group", help="Field whose values folds must not split, such as topic.")
 @click.option(
-    "--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the data."
+    "--group", help="Field whose values are never split between folds, such as topic."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the folds.")
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    default=5,
+    show_default=True,
+    help="Folds of the cross-validation.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the folds."
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
@@ -72,8 +80,8 @@ def fit_head(
     """
     from edgelm.atomic import check_free
     from edgelm.bundle import MANIFEST
-    from edgelm.calibration import open_binary, read_json_lines
     from edgelm.heads import fit_heads
+    from edgelm.lines import open_binary, read_json_lines
 
     check_free(output, marker=MANIFEST, force=force)
     with open_binary(data) as stream:

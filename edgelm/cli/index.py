@@ -28,13 +28,13 @@ FORMAT = click.option(
     type=click.Choice(["auto", "text", "jsonl"]),
     default="auto",
     show_default=True,
-    help="Of the data; auto goes by the file's name, text for stdin.",
+    help="Format of the data; auto goes by the file's name and takes stdin for text.",
 )
 TEXTS = click.option(
     "--texts/--no-texts",
     default=True,
     show_default=True,
-    help="Keep the documents' texts, to be found with them.",
+    help="Store the documents' texts, so that searches return them.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
@@ -58,7 +58,7 @@ def index() -> None:
     type=click.Choice(["int8", "float16", "none"]),
     default="int8",
     show_default=True,
-    help="How to store the vectors, which rank the nearest codes; none stores codes alone.",
+    help="How to store the vectors that rank the nearest codes; none stores only codes.",
 )
 @TEXTS
 @FORMAT
@@ -68,7 +68,7 @@ def index() -> None:
     "--ray",
     "address",
     metavar="ADDRESS",
-    help="Encode on a Ray cluster: host:port, auto, or local to start one here for the build.",
+    help="Encode on a Ray cluster: host:port, auto, or local, which starts one here for the build.",
 )
 @click.option("--force", is_flag=True, help="Replace an index that is there already.")
 @JSON
@@ -186,18 +186,22 @@ def delete(index: Path, ids: tuple[str, ...], source: Path | None) -> None:
     type=click.Path(path_type=Path, allow_dash=True),
     help="Read queries from a file, one a line; - is stdin.",
 )
-@click.option("-k", default=10, show_default=True, help="Documents to find.")
+@click.option("-k", default=10, show_default=True, help="Number of documents to find.")
 @click.option(
     "--candidates",
     type=click.IntRange(1),
-    help="Nearest codes a document found that are ranked by the float query.",
+    help="Per document to find: how many of the nearest codes are ranked by the float query.",
 )
 @click.option(
     "--oversample",
     type=click.IntRange(1),
-    help="Best of these a document found that are ranked by their stored vectors.",
+    help="Per document to find: how many of the best of these are ranked by their stored vectors.",
 )
-@click.option("--exact", is_flag=True, help="Scan all codes of a large index, too.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Scan all codes, even in a large index with inverted lists.",
+)
 @click.option(
     "--truncate", is_flag=True, help="Cut queries that are longer than the model takes."
 )
@@ -331,7 +335,7 @@ def _on(address: str | None, bundle: Path, encoder: TextEncoder) -> Iterator[Enc
 
 @contextmanager
 def _source(data: Path, form: str) -> Iterator[Source]:
-    from edgelm.calibration import open_binary
+    from edgelm.lines import open_binary
     from edgelm.runtimes.index.building import Source
 
     suffixes = [s for s in data.suffixes if s not in (".gz", ".zst")]
@@ -359,13 +363,13 @@ def _progress(data: Path) -> Iterator[Callable[[int], None]]:
 
 def _texts(source: Path) -> Iterator[str]:
     """Lines of a file that are not empty."""
-    from edgelm.calibration import decode, open_binary
+    from edgelm.lines import numbered_lines, open_binary
 
     name = "stdin" if str(source) == "-" else str(source)
     stream = sys.stdin.buffer if str(source) == "-" else open_binary(source)
     with stream:
-        for number, line in enumerate(stream, 1):
-            if text := decode(line, f"{name}, line {number}").strip():
+        for _, line in numbered_lines(stream, name):
+            if text := line.strip():
                 yield text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import sys
@@ -16,6 +15,8 @@ from typing import IO, Any
 import click
 
 from edgelm.errors import InputError
+from edgelm.lines import decode
+from edgelm.lines import parse_json as parse_row
 
 # Texts that are read before the first is answered.
 _CHUNK = 256
@@ -35,8 +36,6 @@ def arguments(texts: tuple[str, ...], pairs: bool) -> Iterator[list[Any]]:
 
 def lines(source: Path, form: str, pairs: bool) -> Iterator[list[Any]]:
     """Chunks of parsed lines; what came before a bad line is not lost."""
-    from edgelm.calibration import decode
-
     name = "stdin" if str(source) == "-" else str(source)
     as_json = form == "jsonl" or (
         form == "auto" and source.suffix in (".jsonl", ".ndjson")
@@ -110,10 +109,7 @@ def parse_text(text: str, pairs: bool, where: str) -> Any:
 def parse_json(text: str, pairs: bool, where: str) -> Any:
     """A JSON line as a text or a pair."""
     fields = ("text1", "text2") if pairs else ("text",)
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error}).") from error
+    row = parse_row(text, where)
     values = [row.get(field) if isinstance(row, dict) else None for field in fields]
     if not all(isinstance(value, str) for value in values):
         raise InputError(f"{where}: there is no string field {' and '.join(fields)}.")

@@ -19,13 +19,13 @@ from edgelm.errors import InputError
     "--fit",
     "model",
     metavar="MODEL",
-    help="Predict what a model needs there, to build its engine and to run.",
+    help="Predict how much memory a model needs there, to build its engine and to run.",
 )
 @click.option(
     "--precision",
     default="auto",
     show_default=True,
-    help="For --fit: what it is exported in; auto is the target's own.",
+    help="With --fit: the precision of the export; auto is the target's default.",
 )
 def targets(name: str | None, as_json: bool, model: str | None, precision: str) -> None:
     """List the devices that edgelm exports for, or show the facts about one.
@@ -149,6 +149,8 @@ def _about(path: Path) -> dict[str, Any]:
         about["layers"] = len(about.pop("report"))
         lineage = provenance.of_checkpoint(about)
         return {"kind": "checkpoint", **about, "lineage": lineage}
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Name a bundle or a checkpoint.")
     raise InputError(
         f"{path} is neither a bundle (manifest.json) nor a checkpoint (edgelm.json) of edgelm."
     )
@@ -192,7 +194,7 @@ def doctor(as_json: bool) -> None:
     "--tensorrt",
     multiple=True,
     metavar="VERSION",
-    help="Version that shall read it, repeatable; else those of the bundle's target, or 10.3.",
+    help="Version of TensorRT to check for; repeatable.  [default: those of the bundle's target, or 10.3]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
 def lint(path: Path, tensorrt: tuple[str, ...], as_json: bool) -> None:

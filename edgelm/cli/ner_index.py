@@ -28,7 +28,7 @@ def ner_index() -> None:
     "--bundle",
     type=click.Path(path_type=Path),
     required=True,
-    help="Of an embedding or ner model, exported with --token-embeddings.",
+    help="Bundle of an embedding or NER model, exported with --token-embeddings.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The index to make.")
 @click.option("--bits", default=512, show_default=True, help="Length of a word's code.")

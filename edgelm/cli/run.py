@@ -15,15 +15,16 @@ from edgelm.cli.console import emit, say
 from edgelm.cli.inputs import arguments, lines, parse_json, parse_text
 from edgelm.cli.sign import TRUSTED_KEY
 from edgelm.errors import InputError
+from edgelm.lines import decode
 
 PROVIDER = click.option(
     "--provider",
-    help="Execution provider of ONNX Runtime, or OpenVINO; else the target's.",
+    help="Execution provider of ONNX Runtime, or OpenVINO.  [default: the target's]",
 )
 THREADS = click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Threads of one inference; else all cores.",
+    help="Threads for one inference.  [default: all cores]",
 )
 
 
@@ -43,13 +44,13 @@ WORKERS = click.option(
     type=_Workers(1),
     default=1,
     show_default=True,
-    help="Batches that run at once; as many as there are cores usually gives most texts a second; "
+    help="Batches that run at once. As many as there are cores usually gives the most texts a second; "
     "auto measures it once for this machine and bundle.",
 )
 BUILD = click.option(
     "--build",
     is_flag=True,
-    help="Where the bundle needs a TensorRT engine and none fits this device, build it first: minutes.",
+    help="If the bundle needs a TensorRT engine and none fits this device, build one first; takes minutes.",
 )
 
 
@@ -60,7 +61,7 @@ BUILD = click.option(
     "--input",
     "source",
     type=click.Path(path_type=Path, allow_dash=True),
-    help="Read texts from a file, a text a line, or JSON lines (.jsonl); - is stdin.",
+    help="Read texts from a file: one text per line, or JSON lines (.jsonl). - is stdin.",
 )
 @click.option(
     "--format",
@@ -68,7 +69,7 @@ BUILD = click.option(
     type=click.Choice(["auto", "text", "jsonl"]),
     default="auto",
     show_default=True,
-    help="Of the input; auto goes by the file's name, text for stdin.",
+    help="Format of the input; auto goes by the file's name and takes stdin for text.",
 )
 @click.option(
     "--output",
@@ -77,49 +78,50 @@ BUILD = click.option(
     ),
     default="vectors",
     show_default=True,
-    help="Of embeddings: vectors; with a byte or a bit (hexadecimal) a number; packed binary codes "
-    "(hexadecimal) of documents or of queries; or the float rows of queries that are scored against codes.",
+    help="Embedding bundles: float vectors; a byte (int8, uint8) or a bit (binary, in hex) for each number; "
+    "packed binary codes (hex) of documents or of queries; or float query rows to score against codes.",
 )
 @click.option(
     "--dimensions",
     type=click.IntRange(1),
-    help="Of embeddings: the first so many (Matryoshka).",
+    help="Embedding bundles: keep only the first N dimensions (Matryoshka).",
 )
 @click.option(
     "--long-texts",
     type=click.Choice(["truncate", "error", "windows"]),
     default="truncate",
     show_default=True,
-    help="Of embeddings: what becomes of texts that are longer than the model takes.",
+    help="Embedding bundles: what to do with texts that are longer than the model takes.",
 )
 @click.option(
     "--strategy",
     type=click.Choice(["none", "simple", "first", "average", "max"]),
     default="first",
     show_default=True,
-    help="Of entities: tokens by themselves or together, or words by which of their tokens.",
+    help="Entity bundles: label tokens one by one (none) or merged (simple), or whole words by their first "
+    "token, their average or their surest token (max).",
 )
 @click.option(
     "--unconstrained",
     is_flag=True,
-    help="Of entities: each label by itself, whatever the scheme allows.",
+    help="Entity bundles: take each token's best label, even where the scheme (BIO and so on) forbids the sequence.",
 )
 @click.option(
     "--units",
     type=click.Choice(["code-points", "utf-8", "utf-16"]),
     default="code-points",
     show_default=True,
-    help="Of entities: what start and end count.",
+    help="Entity bundles: what start and end count.",
 )
 @click.option(
     "--watch",
     is_flag=True,
-    help="Answer each line of stdin when it comes, alone: for logs; ends quietly with Ctrl-C.",
+    help="Answer each line of stdin as soon as it comes, for logs; Ctrl-C ends it quietly.",
 )
 @click.option(
     "--ner-index",
     type=click.Path(path_type=Path),
-    help="Find entities by this index of labelled words (`edgelm ner-index build`).",
+    help="Find entities with this index of labelled words (`edgelm ner-index build`).",
 )
 @PROVIDER
 @BUILD
@@ -235,8 +237,6 @@ def _watch(
     answer: Callable[[Sequence[Any]], Iterator[dict[str, Any]]], form: str, pairs: bool
 ) -> None:
     """Answer lines as they come, each alone; a line that cannot be used is said to be so, and passed over."""
-    from edgelm.calibration import decode
-
     parse = parse_json if form == "jsonl" else parse_text
     # Ctrl-C is how a watch ends. As an exception of its own kind it may come up anywhere: a signal that
     # arrives just before a read is seen behind it.

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from edgelm.cli.console import emit, say
+from edgelm.cli.console import Real, emit, say
 from edgelm.cli.run import BUILD, PROVIDER, THREADS, WORKERS
 from edgelm.cli.sign import TRUSTED_KEY
 from edgelm.errors import require
@@ -15,55 +15,57 @@ from edgelm.errors import require
 
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on."
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8080,
     show_default=True,
-    help="Port; 0 takes a free one.",
+    help="Port to listen on; 0 takes a free one.",
 )
 @click.option(
     "--api-key",
     envvar="EDGELM_API_KEY",
     show_envvar=True,
-    help="Let in only who sends 'Authorization: Bearer KEY'.",
+    help="Answer only requests that send 'Authorization: Bearer KEY'.",
 )
 @click.option(
     "--index",
     type=click.Path(path_type=Path),
-    help="Search this index at /search; one of the bundles must have made it.",
+    help="Search this index at /search; one of the bundles must be its encoder.",
 )
 @click.option(
     "--max-batch-tokens",
     type=click.IntRange(1),
-    help="Inputs times the longest of a batch; 1 runs every input alone. Else what suits the bundle: "
-    "1 in dynamic int8, where neighbours in a batch would matter.",
+    help="Limit of a batch: inputs times the longest input; 1 runs every input alone.  [default: what suits "
+    "the bundle; 1 in dynamic int8, where neighbours in a batch would change the result]",
 )
 @click.option(
     "--max-queue",
     type=click.IntRange(1),
     default=1024,
     show_default=True,
-    help="Inputs that may wait or run; who sends more is told 429.",
+    help="Inputs that may wait or run; further requests get 429.",
 )
 @click.option(
     "--max-client-batch",
     type=click.IntRange(1),
     default=256,
     show_default=True,
-    help="Inputs of one request.",
+    help="Most inputs in one request.",
 )
 @click.option(
     "--max-request-bytes",
     type=click.IntRange(1),
     default=2_000_000,
     show_default=True,
-    help="Length of a request.",
+    help="Longest request body.",
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, min_open=True),
     default=30.0,
     show_default=True,
     help="Seconds that a request may take to arrive, and then to be answered.",
@@ -72,7 +74,7 @@ from edgelm.errors import require
     "--auto-truncate/--no-auto-truncate",
     default=True,
     show_default=True,
-    help="Cut texts that are too long where a request does not say; else refuse them.",
+    help="Cut texts that are too long, or refuse them, where a request does not say which.",
 )
 @PROVIDER
 @BUILD

@@ -15,7 +15,7 @@ TRUSTED_KEY = click.option(
     type=PATH,
     multiple=True,
     metavar="PUB",
-    help="Run only what this public key has signed, repeatable; else a signature is not asked for.",
+    help="Open the bundle only if this public key signed it; repeatable. Without it, no signature is asked for.",
 )
 
 
@@ -71,7 +71,7 @@ def sign(bundle: Path, key: Path, force: bool, as_json: bool) -> None:
     multiple=True,
     required=True,
     metavar="PUB",
-    help="A public key that may have signed it, repeatable.",
+    help="A public key that may have signed it; repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def verify_signature(

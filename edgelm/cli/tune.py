@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_table
+from edgelm.cli.console import (
+    OUTPUT,
+    TASKS,
+    Real,
+    emit,
+    progress_bar,
+    say,
+    show_table,
+)
 
 FILE = click.Path(path_type=Path)
 
@@ -30,36 +38,36 @@ FILE = click.Path(path_type=Path)
     default="1%",
     show_default=True,
     metavar="PERCENT",
-    help="Most that the quality may fall below the dense model's, as a share of it.",
+    help="How far the quality may fall below the dense model's, in percent of it.",
 )
 @click.option(
     "--max-p95-ms",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Largest 95th percentile of the latency of one text; measured, so only where TARGET is this machine.",
+    type=Real(min=0, min_open=True),
+    help="Limit for the 95th percentile of one text's latency; measured, so only for a TARGET that is this machine.",
 )
 @click.option(
     "--max-size-mb",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Largest bundle, MB (10^6 bytes).",
+    type=Real(min=0, min_open=True),
+    help="Limit for the size of the bundle, in MB (10^6 bytes).",
 )
 @click.option(
     "--data",
     type=FILE,
-    help="Labelled data to choose by, JSON lines as for `edgelm eval`; never a test split. Else without labels.",
+    help="Labelled data to choose by, JSON lines as for `edgelm eval`; never a test split.  [default: no labels]",
 )
 @click.option(
     "--texts",
     default="built-in",
     show_default=True,
     metavar="FILE",
-    help="To calibrate on and, without --data, to judge by: .txt or .jsonl, also .gz and .zst.",
+    help="Texts to calibrate on and, without --data, to judge by: .txt or .jsonl, also .gz and .zst.",
 )
 @click.option(
     "--max-texts",
     type=click.IntRange(1),
     default=512,
     show_default=True,
-    help="Calibrate on at most this many; a partial evaluation on an eighth of them.",
+    help="Calibrate on at most this many texts; a partial evaluation uses an eighth of them.",
 )
 @click.option(
     "--trials",
@@ -70,34 +78,38 @@ FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Come to an end after about so many; else all trials.",
+    type=Real(min=0, min_open=True),
+    help="Stop after about this many minutes.  [default: when all trials are done]",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of everything random."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of every random choice.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Evaluations at once on this machine, a core each; else all cores.",
+    help="Evaluations that run at once on this machine, one core each.  [default: all cores]",
 )
 @click.option(
     "--ray",
     metavar="ADDRESS",
-    help="Evaluate on a Ray cluster: host:port, auto, or local. Model, data and output have to be on shared storage.",
+    help="Evaluate on a Ray cluster: host:port, auto, or local. Model, data and output must be on shared storage.",
 )
 @click.option(
     "--ray-cpus",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="CPUs that an evaluation counts as on the cluster; 0.5 puts two on one.",
+    help="CPUs that one evaluation reserves on the cluster; 0.5 puts two on a CPU.",
 )
 @click.option("--task", type=TASKS, help="What the model is for; else inferred.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace a result, or an unfinished run of other settings.",
+    help="Replace a result, or an unfinished run with other settings.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as a JSON line on stdout."
@@ -167,8 +179,9 @@ def tune(
                 progress=update,
             )
         except KeyboardInterrupt:
-            say("Interrupted. The same command goes on where this one stopped.")
-            raise
+            raise KeyboardInterrupt(
+                "The same command goes on where this one stopped."
+            ) from None
     if as_json:
         emit(result)
     show_table("Finalists", FINALISTS, finalist_rows(result))

@@ -15,8 +15,8 @@ import numpy as np
 
 from edgelm import samples
 from edgelm.bundle import file_digest
-from edgelm.calibration import decode, numbered_json_lines, open_binary
 from edgelm.errors import InputError
+from edgelm.lines import numbered_json_lines, numbered_lines, open_binary
 from edgelm.runtimes.labels import spans
 
 BUILT_IN = "built-in"
@@ -234,8 +234,7 @@ def _checked(row: Any, due: Sequence[str], where: str) -> Row:
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
     with open_binary(path) as stream:
-        for number, line in enumerate(stream, 1):
-            yield number, decode(line, f"{path}, line {number}").rstrip("\r\n")
+        yield from numbered_lines(stream, str(path))
 
 
 def _passed_over(line: str) -> bool:

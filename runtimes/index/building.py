@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import zlib
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from edgelm.atomic import check_free, new_folder
 from edgelm.errors import InputError
+from edgelm.lines import decode, parse_json
 from edgelm.runtimes.index.binary_index import BinaryIndex
 from edgelm.runtimes.index.encoding import Encoder
 from edgelm.runtimes.index.manifest import MANIFEST, Progress, VectorType
@@ -235,14 +235,9 @@ def _documents(
     """Id and text of every line that is not empty."""
     for number, line in enumerate(lines, before + 1):
         where = f"{source.name}, line {number}"
-        try:
-            text = line.decode("utf-8").strip()
-            row = json.loads(text) if source.as_json and text else {"text": text}
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where} is not UTF-8.") from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{where}: not JSON ({error}).") from error
+        text = decode(line, where).strip()
         if text:
+            row = parse_json(text, where) if source.as_json else {"text": text}
             yield _document(row, str(number), where)
 
 

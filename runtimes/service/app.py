@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,7 +64,7 @@ def _refused(request: Request, error: Exception) -> Response:
 def _invalid(request: Request, error: Exception) -> Response:
     """The first thing that is wrong, by its place; never the value, which may be a text."""
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = dict(error.errors()[0])
+    first = _clearest(error.errors())
     # Behind a field's name pydantic writes which type of a union it tried.
     fields = [part for part in first["loc"] if part != "body"]
     named = [str(p) for p in fields[:1]] + [str(p) for p in fields if type(p) is int]
@@ -74,11 +74,27 @@ def _invalid(request: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         status, place = 400, ""
         message = f"The body is not JSON: {first['ctx']['error']}."
+    elif not place and first["loc"] == ("body",):
+        message = "The body must be a JSON object, with the header 'content-type: application/json'."
     if place:
         message = f"{place}: {message}"
     param = place.partition(".")[0] or None
     refusal = Refusal(message, status, kind="Validation", param=param)
     return error_reply(request.url.path, refusal)
+
+
+def _clearest(errors: Sequence[Any]) -> dict[str, Any]:
+    """Of what is wrong with the first field: pydantic tells it of every type that the field may have.
+
+    A value of a type that it may have says most, then what lies deepest.
+    """
+    field = errors[0]["loc"][:2]
+    return dict(
+        max(
+            (error for error in errors if error["loc"][:2] == field),
+            key=lambda e: (not e["type"].endswith("_type"), len(e["loc"])),
+        )
+    )
 
 
 def _http(request: Request, error: Exception) -> Response:

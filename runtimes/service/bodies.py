@@ -158,7 +158,7 @@ class OpenAIBody(Body):
     """`/v1/embeddings`."""
 
     input: Inputs
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: Text | None = None
 

@@ -19,11 +19,20 @@ from edgelm.runtimes.analysis import Analyzer
 from edgelm.runtimes.embedding import Embedder
 from edgelm.runtimes.index import BinaryIndex
 from edgelm.runtimes.index.encoding import TextEncoder
+from edgelm.runtimes.ner import EntityRecognizer
+from edgelm.runtimes.scoring import Scorer
 from edgelm.runtimes.service.replies import Refusal
 from edgelm.runtimes.sharing import SharedEngine, share
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_GIVES: dict[type[Model], str] = {
+    Embedder: "vectors",
+    EntityRecognizer: "entities",
+    Scorer: "scores",
+    Analyzer: "the answers of several heads",
+}
 
 
 @dataclass
@@ -151,9 +160,9 @@ class Models:
             for one in (whole, *whole.heads):
                 if not kinds or isinstance(one.model, kinds):
                     return one
-        wanted = " or ".join(kind.__name__ for kind in kinds)
+        wanted = " or ".join(_GIVES[kind] for kind in kinds)
         raise Refusal(
-            f"This route needs a bundle for an {wanted}; {name or 'this server'} has none. "
+            f"This route needs a bundle that gives {wanted}; {name or 'this server'} has none. "
             f"Served: {', '.join(f'{one.name} ({one.manifest.task})' for one in self.all)}.",
             param="model",
         )

@@ -197,6 +197,7 @@ def _body(kind: type[B], data: dict[str, Any]) -> B:
 
 
 @router.get("/", include_in_schema=False)
+@router.head("/", include_in_schema=False)
 async def page() -> Response:
     """The status page."""
     headers = {

@@ -307,7 +307,9 @@ async def info(request: Request, model: str | None = None) -> Response:
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 async def health(request: Request) -> Response:
     """200 while requests are taken."""
     if state_of(request).closing:

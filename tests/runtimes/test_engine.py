@@ -72,6 +72,8 @@ def test_no_text_gives_no_row(bundles: Bundles) -> None:
         ("one string", r"write \[text\] instead"),
         (["fine", 3], r"Text 1 must be a string.* Got int"),
         ([None], r"Text 0 must be a string.* Got NoneType"),
+        (b"bytes", r"Texts must be a list of strings. Got bytes"),
+        (["fine", "a\udcff"], r"Text 1 holds half of a surrogate pair at position 1"),
         (7, "Got int instead"),
         ([b"bytes"], "Got bytes"),
     ],

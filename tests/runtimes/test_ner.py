@@ -402,6 +402,9 @@ def test_thresholds_of_types(recognizer: EntityRecognizer) -> None:
         (["anna"], {"strategy": "last"}, "must be one of none, simple"),
         (["anna"], {"units": "bytes"}, "must be one of code-points, utf-8"),
         (["anna"], {"units": "words"}, "need texts that are lists of words"),
+        (["anna"], {"thresholds": float("nan")}, "must be a number. Got nan"),
+        (["anna"], {"thresholds": {"PER": None}}, "must be a number. Got None"),
+        (["anna", "a\ud800"], {}, "Text 1 holds half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_used_is_refused(

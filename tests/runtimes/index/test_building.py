@@ -157,7 +157,7 @@ def test_documents_come_in_several_forms(encoder: TextEncoder, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (b"\xff\n", "data, line 3 is not UTF-8"),
+        (b"\xff\n", "data, line 3: byte 0xff at position 1 is not UTF-8"),
         (b"{\n", "data, line 3: not JSON"),
         (b"[1]\n", "data, line 3: there is no string field text"),
         (b'{"text": 1}\n', "data, line 3: there is no string field text"),

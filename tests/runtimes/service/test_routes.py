@@ -183,6 +183,26 @@ def test_openai_embeddings_in_floats_and_base64(
     assert client.get("/v1/models/ner").json()["object"] == "model"
 
 
+def test_json_under_another_name_is_told_the_header(client: httpx.Client) -> None:
+    """As curl sends it without -H."""
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    answer = client.post("/embed", content=b'{"inputs": "a"}', headers=form)
+    assert answer.status_code == 422
+    assert "content-type: application/json" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ping"])
+def test_head_is_answered_as_balancers_ask(client: httpx.Client, path: str) -> None:
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_null_stands_for_a_field_that_is_not_given(client: httpx.Client) -> None:
+    given = {"encoding_format": None, "dimensions": None, "user": None}
+    data = post(client, "/v1/embeddings", input=TEXTS[0], **given)["data"]
+    assert len(data[0]["embedding"]) == 384
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "kind", "message"),
     [
@@ -193,10 +213,13 @@ def test_openai_embeddings_in_floats_and_base64(
         ("/embed", b'{"inputs": "\\ud800"}', 422, "Validation", "not Unicode"),
         ("/embed", b'{"inputs": []}', 400, "Empty", "cannot be empty"),
         ("/embed", b'{"inputs": [30522]}', 422, "Validation", "no token 30522"),
-        ("/embed", b'{"inputs": [-1]}', 422, "Validation", "inputs"),
+        ("/embed", b'{"inputs": [-1]}', 422, "Validation", "equal to 0"),
         ("/embed", b'{"inputs": 7}', 422, "Validation", "inputs"),
         ("/embed", b"{}", 422, "Validation", "inputs: Field required"),
-        ("/embed", b"", 422, "Validation", "Field required"),
+        ("/embed", b"", 422, "Validation", "must be a JSON object"),
+        ("/embed", b"[]", 422, "Validation", "must be a JSON object"),
+        ("/embed", b'{"inputs": ["a", 5]}', 422, "Validation", "inputs.1: "),
+        ("/embed", b'{"inputs": [[]]}', 422, "Validation", "at least 1 item"),
         ("/embed", b'{"inputs": "a", "dimensions": 999}', 422, "Validation", "384"),
         ("/embed", b'{"inputs": "a", "dimensions": 1e400}', 422, "Validation", "dim"),
         (
@@ -208,7 +231,7 @@ def test_openai_embeddings_in_floats_and_base64(
         ),
         ("/embed", b'{"inputs": "a", "prompt_name": "q"}', 422, "Validation", "'q'"),
         ("/embed", b'{"inputs": "a", "model": "x"}', 404, "Validation", "model 'x'"),
-        ("/embed", b'{"inputs": "a", "model": "ner"}', 422, "Validation", "Embedder"),
+        ("/embed", b'{"inputs": "a", "model": "ner"}', 422, "Validation", "vectors"),
         (
             "/embed",
             b'{"inputs": "a", "truncation_direction": "Left"}',
