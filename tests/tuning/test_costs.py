@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from edgelm.tuning.costs import CostModel, Layer, key
@@ -30,9 +28,8 @@ MODEL = CostModel(
 )
 
 
-@pytest.mark.parametrize(
-    ("neurons", "floats"), itertools.product((0.25, 0.5, 1.0), (0, 1, 2))
-)
+@pytest.mark.parametrize("neurons", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("floats", [0, 1, 2])
 def test_products_left_in_float_cost_what_they_take_more(
     neurons: float, floats: int
 ) -> None:
