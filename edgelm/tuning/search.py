@@ -4,7 +4,7 @@ Optuna's TPE sampler (Bergstra et al. 2011; with several objectives Ozaki et al.
 generations. As soon as there is something to learn from, a regression on what is known puts most of a generation into
 its queue: the fastest that should keep to the limit, and what should add most to the front's hypervolume. Each
 candidate gets a partial evaluation, and a regression on that too predicts what it will be worth, give or take the
-cross-validated error. What will not reach the limit, or will be beaten by one that is known, is stopped there. The
+cross-validated error. What will not reach the limit, or will add next to nothing to that volume, is stopped there. The
 others are evaluated in full, in any order and anywhere; then the sampler is told all results in the order in which it
 asked. So the same seed gives the same search, on one machine or many, at once or resumed.
 """
@@ -30,6 +30,8 @@ _HOPED = 3
 # Drawn at random, presets included, before the sampler learns from them.
 _STARTUP = 8
 _TRIES = 50
+# What would make the volume larger by less, as a share of it, is not worth a whole evaluation.
+_LEAST_GAIN = 0.01
 # How far predicted costs may be above a limit that is measured in the end.
 _SLACK = {"p95": 1.25, "size": 1.05}
 
@@ -159,7 +161,7 @@ def search(
         looks = evaluate([(c, "partial") for c, _ in batch])
         predictor = _learn(found.whole, seed)
         rows = [
-            _look(Row(c, costs(c)), look, predictor, floor, found.whole)
+            _look(Row(c, costs(c)), look, predictor, found.whole, dense, limits)
             for (c, _), look in zip(batch, looks, strict=True)
         ]
         going = [i for i, row in enumerate(rows) if not row.stopped]
@@ -193,9 +195,11 @@ def _promising(
     The fastest that should keep to the limit, then what should add most to the volume of all that is beaten.
     """
     whole = found.whole
+    # What was stopped teaches by what was predicted of it; else its like would be hoped for again.
+    judged = [r for r in found.rows if _worth(r) is not None]
     predictor = fit(
-        [r.configuration.features() for r in whole],
-        [cast(float, r.quality) for r in whole],
+        [r.configuration.features() for r in judged],
+        [cast(float, _worth(r)) for r in judged],
         seed,
     )
     if predictor is None:
@@ -207,13 +211,11 @@ def _promising(
     for c, quality in zip(
         new, predictor.many([c.features() for c in new]), strict=True
     ):
-        if (lost := drop(dense, quality)) <= limits.drop:
-            points[c] = (lost, costs(c).latency, costs(c).size_mb)
+        point = _place(quality, costs(c), dense)
+        if point[0] <= limits.drop:
+            points[c] = point
     known = [_point(row, dense) for row in whole]
-    corner = [
-        limits.drop,
-        *(1.01 * max((p[i] for p in known), default=0) for i in (1, 2)),
-    ]
+    corner = _corner(known, limits)
     chosen = sorted(points, key=lambda c: points[c][1:])[:1]
     while len(chosen) < _HOPED and len(chosen) < len(points):
         beaten = [*known, *(points[c] for c in chosen)]
@@ -225,9 +227,27 @@ def _promising(
     return chosen
 
 
+def _worth(row: Row) -> float | None:
+    """A row's quality, as measured or else as predicted."""
+    return row.predicted if row.quality is None else row.quality
+
+
+def _place(quality: float, costs: Costs, dense: float) -> tuple[float, float, float]:
+    """Percent lost, latency and MB. More quality than the dense model's is not asked for, and mostly luck."""
+    return max(drop(dense, quality), 0.0), costs.latency, costs.size_mb
+
+
 def _point(row: Row, dense: float) -> tuple[float, float, float]:
-    """Percent lost, latency and MB of a row that was evaluated in full."""
-    return drop(dense, row.quality or 0), *losses(row)[1:]
+    """The place of a row that was evaluated in full."""
+    _, latency, size = losses(row)
+    return _place(row.quality or 0.0, Costs(latency, row.costs.p95, size), dense)
+
+
+def _corner(
+    points: Sequence[tuple[float, float, float]], limits: Limits
+) -> tuple[float, ...]:
+    """What is a little worse than all of them: where the volume ends."""
+    return limits.drop, *(max(p[i] for p in points) * 1.01 for i in (1, 2))
 
 
 def _learn(whole: Sequence[Row], seed: int) -> Predictor | None:
@@ -248,8 +268,9 @@ def _look(
     row: Row,
     look: Mapping[str, Any],
     predictor: Predictor | None,
-    floor: float,
     whole: Sequence[Row],
+    dense: float,
+    limits: Limits,
 ) -> Row:
     """Decide by a partial evaluation whether a whole one is worth it."""
     if "error" in look:
@@ -260,17 +281,13 @@ def _look(
     hoped = predictor(_features(row))
     row = replace(row, predicted=hoped, error=predictor.error)
     best = hoped + predictor.error
-    if best < floor:
+    if drop(dense, best) > limits.drop:
         return replace(row, stopped="predicted below the limit")
-    for other in whole:
-        quality, latency, size = losses(other)
-        if (
-            -quality >= best
-            and latency <= row.costs.latency
-            and size <= row.costs.size_mb
-        ):
-            reason = f"predicted to be beaten by {other.configuration.name}"
-            return replace(row, stopped=reason)
+    known = [_point(other, dense) for other in whole]
+    grown = [*known, _place(best, row.costs, dense)]
+    corner = _corner(grown, limits)
+    if hypervolume(grown, corner) <= hypervolume(known, corner) * (1 + _LEAST_GAIN):
+        return replace(row, stopped="predicted to add next to nothing to the front")
     return row
 
 
@@ -332,7 +349,7 @@ class _Asker:
 
     def tell(self, asked: Any, row: Row, dense: float, floor: float) -> None:
         """Tell the sampler what came out, or what was predicted of what was stopped."""
-        quality = row.predicted if row.quality is None else row.quality
+        quality = _worth(row)
         if quality is None:
             self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
             return
