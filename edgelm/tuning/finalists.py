@@ -134,13 +134,18 @@ def _latency(row: Row) -> float:
 def choose(
     finalists: Sequence[dict[str, Any]], limits: Limits
 ) -> dict[str, Any] | None:
-    """The fastest that keeps to the limits; of those alike in speed the one of best quality."""
+    """The fastest that keeps to the limits; of those alike in speed the one of best quality.
+
+    One whose drop on the confirming rows is above the limit, too, comes after all the others.
+    """
     fit = [
         f
         for f in finalists
         if f.get("p95_ms", 0) <= (limits.p95_ms or math.inf)
         and f["size_mb"] <= (limits.size_mb or math.inf)
     ]
+    confirmed = [f for f in fit if f.get("confirmed_drop", 0.0) <= limits.drop]
+    fit = confirmed or fit
     least = min(map(speed, fit), default=0.0)
     alike = [f for f in fit if speed(f) <= least * (1 + _ALIKE)]
     return max(alike, key=lambda f: f["quality"], default=None)
@@ -165,6 +170,8 @@ def verdict(
     measured = "p50_ms" in best
     if measured:
         said += f", p50 {best['p50_ms']:.2f} ms, p95 {best['p95_ms']:.2f} ms"
+    if best.get("confirmed_drop", 0.0) > limits.drop:
+        said += f"; by the confirming rows {_against(best['confirmed_drop'])}, more than asked for"
     preset = next((f for f in finalists if f["preset"]), None)
     if preset is best:
         return said + "; it is the best preset itself."
