@@ -148,6 +148,7 @@ def compare(
         runs.append((found, mean(missed) if missed else None))
     result: dict[str, Any] = {
         "configurations": len(points),
+        "most_above_dense": max(-p[0] for p in points.values()),
         "within_the_limit": sum(p[0] <= limits.drop for p in points.values()),
         "considered": median(len(found.rows) for found, _ in runs),
         "whole_evaluations": median(len(found.whole) for found, _ in runs),

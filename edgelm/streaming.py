@@ -59,7 +59,7 @@ def give_memory_back() -> None:
     """Have buffers of 4 MiB and more go back to the system when freed, from now on in this process.
 
     glibc raises that size to 32 MiB as a program runs, and what blocks leave behind in its heap piles up with
-    depth. Costs a few percent of the time; other C libraries are left alone.
+    depth. Other C libraries are left alone.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)

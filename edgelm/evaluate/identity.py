@@ -71,11 +71,10 @@ def of_folder(reference: str, source_digest: str) -> dict[str, Any]:
     What is no checkpoint is its source, whose digest holds an adapter too.
     """
     from edgelm.models import locate
-    from edgelm.schema import read_json
 
     folder = locate(reference)
     weights = sorted(folder.glob("*.safetensors"))
-    checkpoint = read_json(folder / "edgelm.json")
+    checkpoint = schema.read_json(folder / "edgelm.json")
     own = hashlib.sha256("".join(map(file_digest, weights)).encode()).hexdigest()
     names = ("tokenizer.json", "config.json")
     kept = [*weights, *(folder / name for name in names)]
