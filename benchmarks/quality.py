@@ -9,7 +9,8 @@
 Calibration is edgelm's built-in sample unless --calibration names a file; it is never the data that
 is measured on. A data set is a file or folder that `edgelm eval` takes; for a language model, such as
 `examples/train_lm.py` makes, plain text, and the measure is its perplexity a token. Every row runs in this process,
-in PyTorch and float32, on a fresh copy of the model.
+in PyTorch and float32, on a fresh copy of the model. `--documents 500` judges retrieval on a part of the corpus: an
+encoder spends minutes on a whole one for every cell.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 import json
 import math
 import platform
+import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from edgelm.calibration import Calibration, load_texts
 from edgelm.compress import Blocks, Shrink, Sparsify, compress
 from edgelm.compress.factorllm import FactorLLM, factorize_
 from edgelm.evaluate.accuracy import evaluate, load_dataset
+from edgelm.evaluate.data import Dataset
 from edgelm.evaluate.reference import from_loaded
 from edgelm.models import LoadedModel, load_model
 from edgelm.pipeline import calibration_sets
@@ -91,15 +95,31 @@ def step(table: str, amount: str, settings: dict[str, Any]) -> Any:
     return build(config, {setting: value, **settings}, "benchmark", ConfigError)
 
 
-def measure(loaded: LoadedModel, data: dict[str, Path]) -> dict[str, float]:
+def measure(
+    loaded: LoadedModel, data: dict[str, Path], others: int | None
+) -> dict[str, float]:
     """The measure that counts of each data set: in percent, or perplexity."""
     if loaded.task == "lm":
         return {name: perplexity(loaded, path) for name, path in data.items()}
     model = from_loaded(loaded)
-    return {
-        name: next(iter(evaluate(model, load_dataset(path)).values()))
-        for name, path in data.items()
-    }
+    found = {}
+    for name, path in data.items():
+        chosen = part(load_dataset(path), others)
+        found[name] = next(iter(evaluate(model, chosen).values()))
+    return found
+
+
+def part(data: Dataset, others: int | None) -> Dataset:
+    """Of a retrieval data set the judged documents and so many others, drawn by a fixed seed."""
+    if others is None or data.relevance is None:
+        return data
+    judged = {one for grades in data.relevance.values() for one in grades}
+    rest = [i for i, d in enumerate(data.documents) if str(d["id"]) not in judged]
+    drawn = set(random.Random(0).sample(rest, min(others, len(rest))))
+    kept = [
+        d for i, d in enumerate(data.documents) if str(d["id"]) in judged or i in drawn
+    ]
+    return replace(data, documents=kept)
 
 
 def perplexity(loaded: LoadedModel, path: Path) -> float:
@@ -143,6 +163,11 @@ def markdown(
 @click.option("--methods", help="Rows to run, by ; (default: all).")
 @click.option("--calibration", default="built-in", show_default=True)
 @click.option("--max-texts", default=Calibration.max_texts, show_default=True)
+@click.option(
+    "--documents",
+    type=click.IntRange(0),
+    help="Of a retrieval data set: its judged documents and so many others (default: all).",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def main(
     table: str,
@@ -152,6 +177,7 @@ def main(
     methods: str | None,
     calibration: str,
     max_texts: int,
+    documents: int | None,
     output: Path,
 ) -> None:
     """Measure; print a table, write JSON. Rows that OUTPUT has already are not run again."""
@@ -163,13 +189,14 @@ def main(
         "data": dict(named),
         "calibration": calibration,
         "max_texts": max_texts,
+        "documents": documents,
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
     }
     rows = found["rows"]
 
     def record(key: str, loaded: LoadedModel, seconds: float) -> None:
-        scores = measure(loaded, datasets)
+        scores = measure(loaded, datasets, documents)
         rows[key] = {**rows.get(key, {}), **scores, "seconds": round(seconds, 1)}
         output.write_text(json.dumps(found, indent=1) + "\n")
         shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())

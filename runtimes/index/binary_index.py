@@ -150,7 +150,7 @@ class BinaryIndex:
         Raises:
             BinaryIndexError: A record is damaged.
         """
-        return [self._snapshot.record(row)[1] for row in range(self.manifest.rows)]
+        return [text for _, text in self._snapshot.read(np.arange(self.manifest.rows))]
 
     def refresh(self) -> None:
         """See what has been added and deleted since the index was opened."""
@@ -318,15 +318,15 @@ class BinaryIndex:
             exact=exact,
             threads=threads,
         )
-        record = self._snapshot.record
-        found = []
-        for its_rows, its_scores in zip(rows.tolist(), scores.tolist(), strict=True):
-            hits = []
-            for row, score in zip(its_rows, its_scores, strict=True):
-                name, text = record(row)
-                hits.append(Hit(name, score, text))
-            found.append(hits)
-        return found
+        records = iter(self._snapshot.read(rows.ravel()))
+        # A row of scores that has ended takes no further record.
+        return [
+            [
+                Hit(name, score, text)
+                for score, (name, text) in zip(its_scores, records, strict=False)
+            ]
+            for its_scores in scores.tolist()
+        ]
 
     def search_rows(
         self,

@@ -112,20 +112,23 @@ class Snapshot:
         found[inside] = self.deleted[at[inside]] == rows[inside]
         return found
 
-    def record(self, row: int) -> tuple[str, str]:
-        """Id and text of a row.
+    def read(self, rows: NDArray[np.int64]) -> list[tuple[str, str]]:
+        """Ids and texts of some rows, int64 ``[n]``.
 
         Raises:
-            BinaryIndexError: The record is damaged.
+            BinaryIndexError: A record is damaged.
         """
-        begin = int(self._rows["end"][row - 1]) if row else 0
-        raw = bytes(self._records[begin : int(self._rows["end"][row])])
-        if len(raw) >= _HEAD.size:
-            crc, length = _HEAD.unpack_from(raw)
-            if zlib.crc32(raw[4:]) == crc:
-                body = raw[_HEAD.size :]
-                return body[:length].decode(), body[length:].decode()
-        raise BinaryIndexError(_damaged(self.path(RECORDS)))
+        ends = self._rows["end"]
+        begins = np.where(rows > 0, ends[np.maximum(rows, 1) - 1], 0).tolist()
+        found = []
+        for begin, end in zip(begins, ends[rows].tolist(), strict=True):
+            raw = bytes(self._records[begin:end])
+            crc, length = _HEAD.unpack_from(raw) if len(raw) >= _HEAD.size else (-1, 0)
+            if zlib.crc32(raw[4:]) != crc:
+                raise BinaryIndexError(_damaged(self.path(RECORDS)))
+            body = raw[_HEAD.size :]
+            found.append((body[:length].decode(), body[length:].decode()))
+        return found
 
     def extents(self, begin: int, end: int) -> NDArray[np.int64]:
         """int64 ``[end - begin + 1]``: where the records of some rows begin, and where the last ends."""

@@ -242,7 +242,12 @@ class Writer:
         if not found:
             return []
         snapshot = open_snapshot(self.index)
-        return sorted((i, row) for i, row in found if snapshot.record(row)[0] == ids[i])
+        records = snapshot.read(np.array([row for _, row in found]))
+        return sorted(
+            (i, row)
+            for (i, row), (name, _) in zip(found, records, strict=True)
+            if name == ids[i]
+        )
 
     def _commit(self, appended: Mapping[str, bytes], **changes: Any) -> None:
         """Append to files, then let it count."""

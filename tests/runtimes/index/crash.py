@@ -46,7 +46,7 @@ def check(path: Path, allowed: list[Expected]) -> Expected:
     snapshot = index._snapshot
     for row in range(snapshot.manifest.rows):
         if not snapshot.is_deleted(np.array([row]))[0]:
-            name, text = snapshot.record(row)
+            ((name, text),) = snapshot.read(np.array([row]))
             assert text == f"text {name}"
             found[name] = int.from_bytes(snapshot.codes[row].tobytes(), "big")
     assert found in allowed, (found, allowed)

@@ -143,7 +143,7 @@ def test_documents_come_in_several_forms(encoder: TextEncoder, tmp_path: Path) -
     ]
     build_index(tmp_path / "i", encoder, source(lines))
     snapshot = BinaryIndex(tmp_path / "i")._snapshot
-    assert [snapshot.record(i) for i in range(3)] == [
+    assert snapshot.read(np.arange(3)) == [
         ("a", "The flute plays"),
         ("17", "the river"),
         ("4", "garden"),
@@ -151,7 +151,7 @@ def test_documents_come_in_several_forms(encoder: TextEncoder, tmp_path: Path) -
     plain = Source("data", io.BytesIO(b"the river\n\na book\r\n"), as_json=False)
     build_index(tmp_path / "p", encoder, plain, texts=False)
     snapshot = BinaryIndex(tmp_path / "p")._snapshot
-    assert [snapshot.record(i) for i in range(2)] == [("1", ""), ("3", "")]
+    assert snapshot.read(np.arange(2)) == [("1", ""), ("3", "")]
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ looks, seen = 0, set()
 while True:
     index = BinaryIndex(sys.argv[1])
     rows, scores = index.search_rows(np.zeros((1, 4), np.uint8), 10_000)
-    names = [index._snapshot.record(int(row))[0].split("-")[0] for row in rows[0]]
+    names = [name.split("-")[0] for name, _ in index._snapshot.read(rows[0])]
     for name in set(names):
         assert names.count(name) == 10, (name, names.count(name))
     assert len(names) == len(index)

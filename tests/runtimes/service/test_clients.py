@@ -6,6 +6,7 @@ import numpy as np
 import openai
 import pytest
 from huggingface_hub import InferenceClient
+from langchain_openai import OpenAIEmbeddings
 
 from tests.runtimes.service.conftest import Server
 
@@ -29,6 +30,19 @@ def test_openai(server: Server) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             client.embeddings.create(model="minilm", input="a", dimensions=999)
         assert caught.value.param == "dimensions"
+
+
+def test_langchain(server: Server) -> None:
+    """Told not to count tokens itself, which it does in OpenAI's vocabulary."""
+    client = OpenAIEmbeddings(
+        model="minilm",
+        base_url=f"{server.url}/v1",
+        api_key="unused",  # type: ignore[arg-type]
+        check_embedding_ctx_length=False,
+    )
+    documents, query = client.embed_documents(TEXTS), client.embed_query(TEXTS[0])
+    assert np.shape(documents) == (2, 384)
+    np.testing.assert_allclose(documents[0], query, atol=1e-6)
 
 
 def test_huggingface_hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
