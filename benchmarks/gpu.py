@@ -232,9 +232,12 @@ def graph_rows(
     for rows_, length in shapes:
         time_shape(opened, rows_, length, rounds)
     for row, engine, bundle in opened:
-        placed = Placed(bundle.file(bundle.manifest.graph.file), provider, work)
-        placed.run(batch(bundle, 2, 8, engine.tokenizer.get_vocab_size()))
-        row["operators"] = placed.placement()
+        try:
+            placed = Placed(bundle.file(bundle.manifest.graph.file), provider, work)
+            placed.run(batch(bundle, 2, 8, engine.tokenizer.get_vocab_size()))
+            row["operators"] = placed.placement()
+        except Exception as error:  # as above
+            row["operators_reason"] = str(error)
     return rows
 
 

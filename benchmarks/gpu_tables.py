@@ -56,12 +56,10 @@ def graph_table(rows: list[Row]) -> list[str]:
             )
             for m in ms
         ]
-        elsewhere = row["operators"].get("CPUExecutionProvider", {})
-        strays = (
-            "all"
-            if row["provider"] == "CPUExecutionProvider"
-            else str(sum(elsewhere.values()))
-        )
+        placed = row.get("operators")
+        strays = row.get("operators_reason", "")
+        if placed is not None:
+            strays = sum(placed.get("CPUExecutionProvider", {}).values())
         mean, least = (f"{row[k]:.6f}" for k in ("mean_cosine", "least_cosine"))
         cells.append((row["precision"], f"{row['db']:.1f}", mean, least, strays, *told))
     head = ("graph", "dB", "mean cosine", "least cosine", "operators on the CPU")
