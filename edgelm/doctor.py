@@ -43,6 +43,8 @@ _GRAPH = (
 _OPEN = """
 import sys, onnxruntime
 graph = bytes.fromhex(sys.argv[2])
+if hasattr(onnxruntime, "preload_dlls"):
+    onnxruntime.preload_dlls()  # as a session does
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 session = onnxruntime.InferenceSession(graph, options, providers=[sys.argv[1]])
@@ -137,7 +139,8 @@ def _provider(name: str) -> Finding:
     found = f"ONNX Runtime lists it, but a session gets {got or 'none'}"
     fix = (
         problem
-        or "install CUDA, cuDNN and TensorRT in the versions that this onnxruntime-gpu was built with"
+        or "install CUDA, cuDNN and TensorRT in the versions that this onnxruntime-gpu was built with; "
+        "CUDA and cuDNN come with pip install 'onnxruntime-gpu[cuda,cudnn]'"
     )
     return Finding(name, "broken", found, fix)
 

@@ -277,7 +277,8 @@ def _open_session(
             f"Run it on {load_target(manifest.target).title}, or export it with --precision fp16."
         )
     check_onnxruntime(manifest, require("onnxruntime", "ort").__version__)
-    return OnnxSession(graph, provider, threads)
+    exact = manifest.precision == "fp32"
+    return OnnxSession(graph, provider, threads, exact=exact)
 
 
 def check_onnxruntime(manifest: Manifest, version: str) -> None:

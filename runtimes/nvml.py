@@ -1,4 +1,4 @@
-"""Power and temperature of NVIDIA GPUs, as NVML, a library of the driver, tells them; no Python package is needed."""
+"""Power, temperature and clock of NVIDIA GPUs, as NVML, a library of the driver, tells them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 LIBRARY = "libnvidia-ml.so.1"
 # NVML_TEMPERATURE_GPU of nvml.h.
 _GPU_SENSOR = 0
+# NVML_CLOCK_SM of nvml.h.
+_SM_CLOCK = 1
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,15 @@ class GpuReading:
         name: For example ``NVIDIA H100 80GB HBM3``.
         power_mw: Of the whole card, mW: over the last second, or now, by architecture.
         temperature_c: Degrees Celsius.
+        sm_mhz: Clock of the multiprocessors now, MHz.
+        sm_most_mhz: The highest that they reach.
     """
 
     name: str
     power_mw: float | None
     temperature_c: float | None
+    sm_mhz: float | None = None
+    sm_most_mhz: float | None = None
 
 
 def read_gpus(library: str = LIBRARY) -> list[GpuReading]:
@@ -50,6 +56,24 @@ def read_gpus(library: str = LIBRARY) -> list[GpuReading]:
         stop()
 
 
+def driver_version(library: str = LIBRARY) -> str | None:
+    """The version of the driver, such as ``580.65.06``; None without one."""
+    try:
+        nvml = ctypes.CDLL(library)
+        start, stop = nvml.nvmlInit_v2, nvml.nvmlShutdown
+        tell = nvml.nvmlSystemGetDriverVersion
+    except (OSError, AttributeError):
+        return None
+    if start():
+        return None
+    try:
+        found = ctypes.create_string_buffer(80)
+        failed = tell(found, ctypes.c_uint(len(found)))
+        return None if failed else found.value.decode(errors="replace")
+    finally:
+        stop()
+
+
 def _read(nvml: ctypes.CDLL, number: int) -> GpuReading:
     device = ctypes.c_void_p()
     if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(number), ctypes.byref(device)):
@@ -64,5 +88,8 @@ def _read(nvml: ctypes.CDLL, number: int) -> GpuReading:
     power = number_of(nvml.nvmlDeviceGetPowerUsage(device, ctypes.byref(value)))
     sensor = ctypes.c_int(_GPU_SENSOR)
     heat = number_of(nvml.nvmlDeviceGetTemperature(device, sensor, ctypes.byref(value)))
+    kind = ctypes.c_int(_SM_CLOCK)
+    now = number_of(nvml.nvmlDeviceGetClockInfo(device, kind, ctypes.byref(value)))
+    most = number_of(nvml.nvmlDeviceGetMaxClockInfo(device, kind, ctypes.byref(value)))
     title = name.value.decode(errors="replace") if named else f"GPU {number}"
-    return GpuReading(title, power, heat)
+    return GpuReading(title, power, heat, now, most)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +14,10 @@ from numpy.typing import NDArray
 from edgelm.errors import SessionError, require
 
 Arrays = dict[str, NDArray[Any]]
+# Providers that need CUDA's libraries.
+_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+# Tokens of one call there: a choice, not yet measured on a GPU; a CPU's 512 would leave one idle.
+_CUDA_BATCH_TOKENS = 8192
 
 
 class Session(Protocol):
@@ -41,20 +47,29 @@ class OnnxSession:
     Attributes:
         provider: The execution provider that the session really got.
         runtime: ONNX Runtime's version and the provider, for people.
-        batch_tokens: On a CPU more is slower, not faster: the activations of a layer
-            no longer fit its cache, and memory grows.
+        batch_tokens: On a CPU more than 512 is slower, not faster: the activations of a layer
+            no longer fit its cache, and memory grows. A GPU takes more.
     """
 
     batch_tokens = 512
     length_step = 1
 
-    def __init__(self, graph: Path, provider: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        provider: str,
+        threads: int | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
         """Open a graph.
 
         Args:
             graph: The ONNX file.
             provider: The execution provider to use; no other will do.
             threads: Threads of one inference; all cores if not given.
+            exact: Compute float32 products in float32: on CUDA, ONNX Runtime would take
+                TF32, with 10 bits of mantissa (its pull request 19357).
 
         Raises:
             SessionError: The provider is not there or was lost (ONNX Runtime
@@ -63,16 +78,23 @@ class OnnxSession:
             MissingExtraError: ONNX Runtime is not installed.
         """
         ort = require("onnxruntime", "ort")
+        missing = _preload(ort) if provider in _CUDA else ""
         available = ort.get_available_providers()
         if provider not in available:
             raise SessionError(
                 f"ONNX Runtime {ort.__version__} has no {provider} here. It has: {', '.join(available)}. "
                 "Choose one of these with --provider, or install edgelm[ort-gpu] for CUDA."
             )
+        plain = not (exact and provider == "CUDAExecutionProvider")
         try:
+            # Its Python wrapper would go over to the CPU when a call fails, too.
             self._session = ort.InferenceSession(
-                str(graph), self._options(ort, threads), providers=[provider]
+                str(graph),
+                self._options(ort, threads),
+                providers=[provider if plain else (provider, {"use_tf32": "0"})],
+                enable_fallback=0,
             )
+            self._session.disable_fallback()
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise SessionError(
                 f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}"
@@ -81,8 +103,10 @@ class OnnxSession:
         if self.provider != provider:
             raise SessionError(
                 f"ONNX Runtime fell back from {provider} to {self.provider}. "
-                f"Mend the installation of {provider}, or ask for --provider {self.provider}."
+                f"Mend the installation of {provider}, or ask for --provider {self.provider}.{missing}"
             )
+        if provider in _CUDA:
+            self.batch_tokens = _CUDA_BATCH_TOKENS
         short = self.provider.removesuffix("ExecutionProvider")
         self.runtime = f"ONNX Runtime {ort.__version__} {short}"
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -110,6 +134,18 @@ class OnnxSession:
         """
         values = self._session.run(self._outputs, dict(feeds))
         return dict(zip(self._outputs, values, strict=True))
+
+
+def _preload(ort: Any) -> str:
+    """Load CUDA and cuDNN from NVIDIA's Python packages, where ONNX Runtime does not look by itself.
+
+    Returns:
+        What it could not load, for an error; it prints that, and results may go to the same place.
+    """
+    said = io.StringIO()
+    with suppress(AttributeError), redirect_stdout(said):  # new in 1.21
+        ort.preload_dlls()
+    return f" It said: {' '.join(said.getvalue().split())}" if said.getvalue() else ""
 
 
 def saturates(flags: str) -> bool:

@@ -58,20 +58,26 @@ def open_recorder(
         threads: As for `edgelm.load`.
     """
     provider = chosen_provider(bundle, None)
+    exact = bundle.manifest.precision == "fp32"
     if provider == PROVIDER:
-        exact = bundle.manifest.precision == "fp32"
         return _OpenVinoRecorder(graph, threads=threads, exact=exact)
-    return _OnnxRecorder(graph, provider, threads, work)
+    return _OnnxRecorder(graph, provider, threads, work, exact=exact)
 
 
 class _OnnxRecorder(OnnxSession):
     """ONNX Runtime's own profile, read against the graph that its optimiser made."""
 
     def __init__(
-        self, graph: Path, provider: str, threads: int | None, work: Path
+        self,
+        graph: Path,
+        provider: str,
+        threads: int | None,
+        work: Path,
+        *,
+        exact: bool,
     ) -> None:
         self._optimised = work / "optimised.onnx"
-        super().__init__(graph, provider, threads)
+        super().__init__(graph, provider, threads, exact=exact)
 
     def _options(self, ort: Any, threads: int | None) -> Any:
         options = super()._options(ort, threads)

@@ -101,8 +101,8 @@ def test_a_provider_lost_silently_is_an_error(
     """ONNX Runtime falls back to the CPU with a log line at most."""
     real = onnxruntime.InferenceSession
 
-    def falls_back(path: str, options: Any, providers: list[str]) -> Any:
-        return real(path, options, providers=["CPUExecutionProvider"])
+    def falls_back(path: str, options: Any, providers: list[Any], **rest: Any) -> Any:
+        return real(path, options, providers=["CPUExecutionProvider"], **rest)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
     monkeypatch.setattr(
@@ -113,6 +113,67 @@ def test_a_provider_lost_silently_is_an_error(
         match="fell back from CUDAExecutionProvider to CPUExecutionProvider",
     ):
         OnnxSession(bundles("embedding") / "model.onnx", "CUDAExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("exact", "due"),
+    [
+        (True, ("CUDAExecutionProvider", {"use_tf32": "0"})),
+        (False, "CUDAExecutionProvider"),
+    ],
+)
+def test_cuda_is_asked_for_float32_and_its_libraries_are_looked_for(
+    bundles: Bundles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exact: bool,
+    due: Any,
+) -> None:
+    """TF32 would miss the 80 dB of a float32 bundle; what ONNX Runtime prints is no result."""
+    real, asked = onnxruntime.InferenceSession, []
+
+    def falls_back(path: str, options: Any, providers: list[Any], **rest: Any) -> Any:
+        asked.extend(providers)
+        return real(path, options, providers=["CPUExecutionProvider"], **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"]
+    )
+    monkeypatch.setattr(
+        onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9")
+    )
+    graph = bundles("embedding") / "model.onnx"
+    with pytest.raises(SessionError, match=r"It said: Failed to load libcudnn\.so\.9"):
+        OnnxSession(graph, "CUDAExecutionProvider", exact=exact)
+    assert asked == [due]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_float32_bundle_for_a_gpu_is_opened_exactly(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its target's provider is taken unasked, and never left for the CPU by a call that fails."""
+    path = export_bundle(str(tiny("embedding")), tmp_path / "b", target="nvidia-gpu")
+    real, asked = onnxruntime.InferenceSession, []
+
+    class Cuda(real):  # type: ignore[misc, valid-type]
+        def __init__(self, path: str, options: Any, providers: Any, **rest: Any):
+            asked.extend(providers)
+            super().__init__(path, options, providers=["CPUExecutionProvider"], **rest)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Cuda)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"]
+    )
+    session = open_engine(open_bundle(path)).session
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    assert isinstance(session, OnnxSession)
+    assert session.batch_tokens > OnnxSession.batch_tokens
+    assert session._session._enable_fallback is False
 
 
 def test_a_jetson_bundle_says_where_it_runs(tiny: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.runtimes.nvml import GpuReading, read_gpus
+from edgelm.runtimes.nvml import GpuReading, driver_version, read_gpus
 
 # Two GPUs: of the second, the driver tells no power (NVML_ERROR_NOT_SUPPORTED is 3).
 SOURCE = """
@@ -25,6 +25,12 @@ int nvmlDeviceGetName(void *device, char *name, unsigned size) {
 }
 int nvmlDeviceGetPowerUsage(void *device, unsigned *mw) { *mw = 71250; return second(device) ? 3 : 0; }
 int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *c) { *c = 41; return sensor == 0 ? 0 : 2; }
+int nvmlDeviceGetClockInfo(void *device, int kind, unsigned *mhz) { *mhz = 1410; return kind == 1 ? 0 : 2; }
+int nvmlDeviceGetMaxClockInfo(void *device, int kind, unsigned *mhz) {
+  *mhz = 1980;
+  return second(device) ? 3 : kind != 1;
+}
+int nvmlSystemGetDriverVersion(char *version, unsigned size) { strncpy(version, "580.65.06", size); return begun != 1; }
 """
 
 
@@ -41,14 +47,18 @@ def test_every_gpu_is_read_and_what_is_not_told_is_none(tmp_path: Path) -> None:
     """Handles are wider than an int; the library is begun and ended each time."""
     path = library(tmp_path)
     due = [
-        GpuReading("NVIDIA H100", 71250.0, 41.0),
-        GpuReading("NVIDIA Thor", None, 41.0),
+        GpuReading("NVIDIA H100", 71250.0, 41.0, 1410.0, 1980.0),
+        GpuReading("NVIDIA Thor", None, 41.0, 1410.0, None),
     ]
     assert read_gpus(path) == due
     assert read_gpus(path) == due
+    assert driver_version(path) == "580.65.06"
 
 
 def test_without_a_driver_or_gpus_there_is_nothing(tmp_path: Path) -> None:
     assert read_gpus("libnothing-of-the-kind.so.1") == []
     assert read_gpus("libc.so.6") == []  # a library, but another one
-    assert read_gpus(library(tmp_path, start=9)) == []  # the driver is not loaded
+    unloaded = library(tmp_path, start=9)
+    assert read_gpus(unloaded) == []
+    for path in ("libnothing-of-the-kind.so.1", "libc.so.6", unloaded):
+        assert driver_version(path) is None
