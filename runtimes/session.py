@@ -86,14 +86,27 @@ class OnnxSession:
                 "Choose one of these with --provider, or install edgelm[ort-gpu] for CUDA."
             )
         plain = not (exact and provider == "CUDAExecutionProvider")
-        try:
+        options = self._options(ort, threads)
+        chosen = [provider if plain else (provider, {"use_tf32": "0"})]
+
+        def open_graph(*disabled: str) -> Any:
             # Its Python wrapper would go over to the CPU when a call fails, too.
-            self._session = ort.InferenceSession(
+            return ort.InferenceSession(
                 str(graph),
-                self._options(ort, threads),
-                providers=[provider if plain else (provider, {"use_tf32": "0"})],
+                options,
+                providers=chosen,
+                disabled_optimizers=list(disabled),
                 enable_fallback=0,
             )
+
+        try:
+            try:
+                self._session = open_graph()
+            except Exception:
+                if not saturates(_cpu_flags()):
+                    raise
+                # What makes int8 exact there trips over a folded constant that several products read.
+                self._session = open_graph("ConstantFolding")
             self._session.disable_fallback()
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise SessionError(
@@ -115,7 +128,7 @@ class OnnxSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, not printed
         # Threads wait for each other awake while an inference runs. Idle threads that
         # spin would take the cores from whatever else the device does.
         options.add_session_config_entry("session.force_spinning_stop", "1")

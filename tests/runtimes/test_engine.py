@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -267,3 +268,46 @@ def test_a_table_of_4_bits_names_the_runtime_that_it_needs(bundles: Bundles) -> 
 )
 def test_only_an_x86_without_vnni_needs_slower_products(flags: str, due: bool) -> None:
     assert saturates(flags) == due
+
+
+def test_a_folded_constant_of_several_products_opens_without_vnni(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeBERTa's relative positions: ONNX Runtime 1.32 cannot open it with products that do not saturate."""
+    helper, make = onnx.helper, onnx.helper.make_tensor_value_info
+    draw = np.random.default_rng(0)
+    constants = {
+        "c": draw.uniform(0.5, 1, (8, 256)).astype("f4"),
+        "step": np.float32(1 / 127),
+        "zero": np.int8(0),
+        **{f"w{i}": np.full((256, 4), 127, np.int8) for i in range(2)},
+        **{f"none{i}": np.int8(0) for i in range(2)},
+    }
+    scale = ["step", "zero"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["c", *scale], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", *scale], ["d"]),
+        helper.make_node("Add", ["y0", "y1"], ["y01"]),
+        helper.make_node("Mul", ["y01", "x"], ["y"]),
+    ]
+    for i in range(2):
+        weight = helper.make_node(
+            "DequantizeLinear", [f"w{i}", "step", f"none{i}"], [f"v{i}"]
+        )
+        product = helper.make_node("MatMul", ["d", f"v{i}"], [f"y{i}"])
+        nodes[2 + 2 * i : 2 + 2 * i] = [weight, product]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [make("x", 1, [1])],
+        [make("y", 1, [8, 4])],
+        [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.save(made, tmp_path / "g.onnx")
+    monkeypatch.setattr("edgelm.runtimes.session._cpu_flags", lambda: "sse2 avx2")
+    session = OnnxSession(tmp_path / "g.onnx", "CPUExecutionProvider")
+    found = session.run({"x": np.ones(1, "f4")})["y"]
+    due = 2 * constants["c"].sum(axis=1, keepdims=True) * np.ones((1, 4))
+    np.testing.assert_allclose(found, due, rtol=0.01)
