@@ -65,6 +65,24 @@ def checkpoint(
     return path
 
 
+@pytest.fixture(scope="module")
+def source(checkpoint: Path) -> Path:
+    """Its float32 graph of all experts, alone in its folder."""
+    path = checkpoint.parent / "float" / "model.onnx"
+    path.parent.mkdir()
+    export_graph(load_model(str(checkpoint)), path, 20)
+    return path
+
+
+def with_active(checkpoint: Path, active: int) -> LoadedModel:
+    """The same with another number of active experts."""
+    loaded = load_model(str(checkpoint))
+    assert loaded.routing is not None
+    for network in loaded.routing.networks.values():
+        network.active = active
+    return loaded
+
+
 @pytest.mark.parametrize("active", [1, 2, 4])
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_the_operator_adds_up_a_tokens_experts(activation: str, active: int) -> None:
@@ -126,7 +144,7 @@ def answers(module: Any, graph: Path, names: list[str], vocabulary: int) -> floa
     return snr_db(np.concatenate(due), np.concatenate(given))
 
 
-@pytest.mark.parametrize("kind", ["embedding", "ner", "scorer"])
+@pytest.mark.parametrize("kind", ["ner", "scorer"])
 def test_torch_graph_and_operator_agree(
     kind: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -149,23 +167,20 @@ def test_torch_graph_and_operator_agree(
 
 
 def test_with_all_experts_active_the_graph_is_the_dense_model(
-    tiny: Callable[[str], Path], tmp_path: Path
+    tiny: Callable[[str], Path], checkpoint: Path, source: Path, tmp_path: Path
 ) -> None:
-    loaded = routed(str(tiny("embedding")), tmp_path / "ckpt", active=4)
-    source = tmp_path / "model.onnx"
-    names = [tensor.name for tensor in export_graph(loaded, source, 20).inputs]
-    write_experts(loaded, source, tmp_path / "routed.onnx")
+    loaded = with_active(checkpoint, 4)
+    graph = write_experts(loaded, source, tmp_path / "routed.onnx")
+    names = [tensor.name for tensor in graph.inputs]
     dense = wrap(load_model(str(tiny("embedding"))))
     assert answers(dense, tmp_path / "routed.onnx", names, 65) > 50
 
 
 @pytest.mark.parametrize("active", [1, 3])
 def test_the_static_rival_has_as_many_neurons_as_are_active(
-    active: int, tiny: Callable[[str], Path], tmp_path: Path
+    active: int, checkpoint: Path, source: Path, tmp_path: Path
 ) -> None:
-    loaded = routed(str(tiny("embedding")), tmp_path / "ckpt", active=active)
-    source, narrow = tmp_path / "model.onnx", tmp_path / "narrow.onnx"
-    export_graph(loaded, source, 20)
+    loaded, narrow = with_active(checkpoint, active), tmp_path / "narrow.onnx"
     write_narrow(loaded, source, narrow)
     wide, few = (
         {w.layer: w.weights for w in audit(onnx.load(p))} for p in (source, narrow)
@@ -206,13 +221,17 @@ def test_a_routed_graph_is_kept_where_it_is_faster_and_no_worse(
 
 
 def test_a_bundle_that_is_kept_says_by_how_much(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, source: Path, tmp_path: Path
 ) -> None:
     loaded = load_model(str(checkpoint))
     assert loaded.routing is not None
     close = replace(loaded.routing, errors={"routed": 0.01, "static": 0.02})
     bundle = export(
-        replace(loaded, routing=close), "cpu", tmp_path / "b", timing=lambda *_: FAST
+        replace(loaded, routing=close),
+        "cpu",
+        tmp_path / "b",
+        float_graph=source,
+        timing=lambda *_: FAST,
     )
     assert bundle.manifest.precision == "fp32"
     assert bundle.manifest.graph.operators["MoE"] == 2
