@@ -1,7 +1,8 @@
 """Routed experts in ONNX Runtime: its MoE operator, kept only where it beats a static network.
 
-The operator's GELU is an approximation, whatever the model's is, and a token whose experts are nearly
-a draw may get others than in PyTorch: `TOLERANCE_DB` is less than that of other float32 graphs.
+The operator's GELU is the approximation by tanh, whatever the model's is. With the same one in PyTorch the two
+agree to more than 80 dB (the tests check it). With the exact one a few tokens whose experts are nearly a
+draw get others, each of which is an error of a whole expert: `TOLERANCE_DB` is that of such graphs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from edgelm.runtimes.session import OnnxSession
 from edgelm.targets import Target
 
 # The least agreement with PyTorch, dB.
-TOLERANCE_DB = 35.0
+TOLERANCE_DB = 20.0
 # Tokens of the one text that graphs are timed with.
 LENGTHS = (16, 64, 256)
 _ROUNDS, _WARM_UP = 30, 5

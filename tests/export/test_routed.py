@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 from transformers import BertModel
 
+from edgelm import layers
 from edgelm.bundle import open_bundle
 from edgelm.calibration import Calibration
 from edgelm.cli import cli
@@ -166,6 +167,21 @@ def test_torch_graph_and_operator_agree(
     assert sum(w.weights for w in of) == sum(w.weights for w in before) + extra
 
 
+@pytest.mark.parametrize("act", ["gelu_pytorch_tanh", "relu"])
+def test_with_the_operators_own_activation_they_agree_closely(
+    act: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = BertModel(tiny_config(hidden_act=act, initializer_range=0.2))
+    folder = save_tiny(tmp_path / "tiny", model)
+    loaded = routed(str(folder), tmp_path / "ckpt", split="permuted")
+    source = tmp_path / "model.onnx"
+    names = [tensor.name for tensor in export_graph(loaded, source, 20).inputs]
+    write_experts(loaded, source, tmp_path / "routed.onnx")
+    assert answers(wrap(loaded), tmp_path / "routed.onnx", names, 65) > 80
+    assert answers(wrap(loaded), source, names, 65) < 30  # it is not the dense one
+
+
 def test_with_all_experts_active_the_graph_is_the_dense_model(
     tiny: Callable[[str], Path], checkpoint: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -292,3 +308,7 @@ def test_torch_and_operator_agree_on_minilm(tmp_path: Path) -> None:
     write_experts(loaded, source, tmp_path / "routed.onnx")
     found = answers(wrap(loaded), tmp_path / "routed.onnx", names, 30000)
     assert found > TOLERANCE_DB
+    for _, block in layers.blocks(loaded.model):
+        block.get_submodule("intermediate").intermediate_act_fn = torch.nn.GELU("tanh")
+    found = answers(wrap(loaded), tmp_path / "routed.onnx", names, 30000)
+    assert found > 80
