@@ -134,6 +134,10 @@ def test_what_would_lose_the_routers_is_refused(
         done = CliRunner().invoke(cli, args)
         assert done.exit_code == 1, flags
         assert "has routed experts, which would be lost" in done.output
+    args = ["tune", str(checkpoint), "--target", "cpu", "-o", str(tmp_path / "t")]
+    done = CliRunner().invoke(cli, args)
+    assert done.exit_code == 1
+    assert "has routed experts, which tuning would lose" in done.output
     with pytest.raises(ModelError, match="no experts by domain"):
         load_model(str(checkpoint), domain="news")
 
