@@ -31,10 +31,10 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from edgelm import layers
+from edgelm.export.moe import choice, moe, stacked
 from edgelm.models import load_model
 
 Array = np.ndarray[Any, Any]
-OFF = -1e4  # a logit that no softmax takes
 
 
 class Network:
@@ -117,6 +117,13 @@ class Graph:
         self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
         return names[0] if outputs == 1 else names
 
+    def take(self, nodes: list[Any], constants: dict[str, Array]) -> None:
+        """Nodes that were made elsewhere."""
+        self.nodes += nodes
+        self.constants += [
+            numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()
+        ]
+
     def session(self, output: str, hidden: int) -> ort.InferenceSession:
         """Finish it."""
         shape = ["batch", "sequence", hidden]
@@ -149,44 +156,28 @@ def plain(n: Network, width: int) -> ort.InferenceSession:
     return g.session(g.add("Add", y, g.constant(n.b2)), n.hidden)
 
 
-def choice(g: Graph, n: Network, x: str) -> str:
-    """Logits for com.microsoft's operators: 0 for a token's experts, else `OFF`. ``[T, E]``."""
-    rows = g.add("Reshape", x, g.constant(np.array([-1, n.hidden])))
-    logits = g.add("MatMul", rows, g.constant(n.router))
-    _, places = g.add("TopK", logits, g.constant(np.array([n.active])), outputs=2)
-    zeros = g.add("Mul", logits, g.constant(np.float32(0)))
-    off = g.add("Add", zeros, g.constant(np.float32(OFF)))
-    updates = g.add(
-        "Mul", g.add("Cast", places, to=TensorProto.FLOAT), g.constant(np.float32(0))
+def routed(g: Graph, n: Network) -> tuple[str, Array, Array, Array]:
+    """The operators' logits, and weights of all experts that add up to a plain sum."""
+    nodes, constants = choice(
+        "x", "chosen", (n.router, np.zeros_like(n.router[0])), n.active
     )
-    return str(g.add("ScatterElements", off, places, updates, axis=1))
+    g.take(nodes, constants)
+    weights = stacked(n.w1, n.b1, n.w2, experts=n.experts, scale=n.active)
+    return "chosen.logits", *weights
 
 
-def stacked(n: Network) -> tuple[Array, Array, Array]:
-    """Weights of all experts ``[E, size, H]``, ``[E, size]``, ``[E, H, size]``; outputs times k.
-
-    The operator weighs an expert 1/k; the factor makes that a plain sum.
-    """
-    w1 = n.w1.reshape(n.experts, n.size, n.hidden)
-    w2 = n.w2.T.reshape(n.experts, n.size, n.hidden).transpose(0, 2, 1)
-    return w1, n.b1.reshape(n.experts, n.size), w2 * n.active
-
-
-def moe(n: Network) -> ort.InferenceSession:
+def mixture(n: Network) -> ort.InferenceSession:
     """com.microsoft MoE."""
     g = Graph()
-    w1, b1, w2 = (g.constant(value) for value in stacked(n))
-    options = {"k": n.active, "activation_type": "gelu", "normalize_routing_weights": 1}
-    y = g.add(
-        "MoE", "x", choice(g, n, "x"), w1, b1, w2, domain="com.microsoft", **options
-    )
-    return g.session(g.add("Add", y, g.constant(n.b2)), n.hidden)
+    router = n.router, np.zeros_like(n.router[0])
+    g.take(*moe("x", "mixed", (n.w1, n.b1, n.w2), router, n.active, scale=n.active))
+    return g.session(g.add("Add", "mixed", g.constant(n.b2)), n.hidden)
 
 
 def qmoe(n: Network) -> ort.InferenceSession:
     """com.microsoft QMoE, 8 bits."""
     g = Graph()
-    w1, b1, w2 = stacked(n)
+    logits, w1, b1, w2 = routed(g, n)
 
     def packed(w: Array) -> tuple[str, str]:
         blocks = w.reshape(*w.shape[:2], -1, 32)
@@ -197,7 +188,7 @@ def qmoe(n: Network) -> ort.InferenceSession:
 
     (first, scale1), (second, scale2) = packed(w1), packed(w2)
     options = {"k": n.active, "activation_type": "gelu", "normalize_routing_weights": 1}
-    inputs = ["x", choice(g, n, "x"), first, scale1, g.constant(b1), second, scale2]
+    inputs = ["x", logits, first, scale1, g.constant(b1), second, scale2]
     y = g.add(
         "QMoE",
         *inputs,
@@ -285,7 +276,7 @@ def main(model: str, experts: int, active: int, rounds: int, output: Path) -> No
     ways: dict[str, Callable[[int], ort.InferenceSession]] = {
         "dense": lambda length: plain(n, n.width),
         "static": lambda length: plain(n, n.size * n.active),
-        "MoE": lambda length: moe(n),
+        "MoE": lambda length: mixture(n),
         "QMoE": lambda length: qmoe(n),
         "If": lambda length: conditional(n),
         "capacity": lambda length: capacity(n, length),

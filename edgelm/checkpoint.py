@@ -17,6 +17,8 @@ from edgelm.reports.compression import compression_page
 if TYPE_CHECKING:
     import torch
 
+    from edgelm.experts import Routing
+
 REPORT = "edgelm.json"
 PAGE = "report.html"
 FORMAT_VERSION = 1
@@ -36,6 +38,7 @@ def save_checkpoint(
     cost: Mapping[str, float],
     weights: Tensors | None = None,
     experts: Mapping[str, torch.Tensor] | None = None,
+    routing: Routing | None = None,
     codes: Callable[[Path], Mapping[str, Any]] | None = None,
     device: str = "cpu",
     force: bool = False,
@@ -51,6 +54,7 @@ def save_checkpoint(
         cost: ``texts`` and ``tokens`` calibrated on, ``seconds``, ``peak_mib``.
         weights: The weights one by one, where the model does not hold them itself.
         experts: What domains have instead of the model's own, by ``domain/parameter``.
+        routing: Who chooses among its experts, where it has routed ones.
         codes: Fits codes to the model in a folder, writes them there and says what they are.
         device: What computed, for the record.
         force: Replace a checkpoint that is there already.
@@ -79,6 +83,8 @@ def save_checkpoint(
     if experts:
         names = dict.fromkeys(name.partition("/")[0] for name in experts)
         about["domains"] = list(names)
+    if routing is not None:
+        about["routing"] = routing.describe()
     with new_folder(path, marker=REPORT, force=force) as folder:
         if weights is None:
             widths.make_loadable_(loaded.model, units)
@@ -94,6 +100,8 @@ def save_checkpoint(
 
             stored = {name: x.contiguous() for name, x in experts.items()}
             save_file(stored, folder / EXPERTS)
+        if routing is not None:
+            routing.save(folder)
         is_cross_encoder = sentence.is_cross_encoder(loaded.folder)
         if loaded.task == ("scoring" if is_cross_encoder else "embedding"):
             for name in sentence.files(loaded.folder):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from edgelm.experts import Routing
     from edgelm.streaming import WeightFiles
 
 # Name -> adapter over minilm, or None for minilm itself.
@@ -39,6 +40,8 @@ BUILT_IN: dict[str, str | None] = {
 
 # What domains have instead of a checkpoint's own weights; not a weight file of its own.
 EXPERTS = "domains.experts"
+# The routers of a checkpoint whose experts are routed.
+ROUTERS = "routers.experts"
 _HUB_FILES = ["README.md", "*.json", "*.txt", "*.model", "*.safetensors"]
 
 
@@ -60,6 +63,7 @@ class LoadedModel:
             None where they are loaded.
         behind: From pooled vectors to embeddings but for their normalisation; None where
             the pooled ones are the embeddings, and for other tasks.
+        routing: Of a model with routed experts; the model is routed.
     """
 
     name: str
@@ -73,17 +77,12 @@ class LoadedModel:
     steps: tuple[Mapping[str, Any], ...] = ()
     weights: WeightFiles | None = None
     behind: nn.Module | None = None
+    routing: Routing | None = None
 
     @property
     def architecture(self) -> str:
         """``model_type`` of its config."""
         return str(self.model.config.model_type)
-
-
-_NO_DOMAINS = (
-    "{} has no experts by domain. "
-    "Make some: edgelm compress MODEL -o CKPT --ffn-keep 0.5 --calibration NAME=FILE."
-)
 
 
 def load_model(
@@ -112,7 +111,9 @@ def load_model(
     require("transformers", "compress")
     if reference in BUILT_IN:
         if domain is not None:
-            raise ModelError(_NO_DOMAINS.format(reference))
+            from edgelm.experts import NO_DOMAINS
+
+            raise ModelError(NO_DOMAINS.format(reference))
         return _load_built_in(reference, task)
     folder = locate(reference)
     config = _read_config(folder, reference)
@@ -123,7 +124,8 @@ def load_model(
 
     known = config.model_type in layers.ARCHITECTURES
     units = checkpoint.get("widths", {})
-    whole = not stream or units or domain is not None
+    routed = checkpoint.get("routing")
+    whole = not stream or units or routed or domain is not None
     few = streaming.shorten(config) if known and not whole else config
     model, tokenizer = _load_weights(folder, few, use, reference)
     if units:
@@ -132,9 +134,16 @@ def load_model(
         widths.trim_(model, units)
     steps = tuple(checkpoint.get("steps", ()))
     if domain is not None:
-        _use_domain_(model, folder, checkpoint.get("domains", ()), domain, reference)
+        from edgelm import experts
+
+        known_domains = checkpoint.get("domains", ())
+        experts.use_domain_(model, folder, known_domains, domain, reference)
         steps = (*steps, {"method": "domain", "name": domain})
-    weights = None
+    weights = routing = None
+    if routed:
+        from edgelm import experts
+
+        routing = experts.load_routing_(model, folder, routed, reference)
     if few is not config:
         weights = _stream(model, folder, config, use)
         if weights is None:
@@ -150,35 +159,7 @@ def load_model(
         or _digest([*_weight_files(folder), *sentence.weight_files(folder)]),
         steps,
     )
-    return replace(loaded, weights=weights)
-
-
-def _use_domain_(
-    model: Any, folder: Path, known: Sequence[str], domain: str, reference: str
-) -> None:
-    """Put a domain's experts where the general ones are, in place."""
-    from safetensors.torch import load_file
-
-    from edgelm import widths
-    from edgelm.streaming import set_parameters_
-
-    if not known:
-        raise ModelError(_NO_DOMAINS.format(reference))
-    if domain not in known:
-        raise ModelError(
-            f"{reference} has no expert for the domain '{domain}'. It has: {', '.join(known)}."
-        )
-    where = layers.of_config(model.config)
-    stored = load_file(folder / EXPERTS)
-    for path, block in layers.blocks(model):
-        prefix = f"{domain}/{path}."
-        expert = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in stored.items()
-            if name.startswith(prefix)
-        }
-        weights = {name: p.detach() for name, p in block.named_parameters()}
-        set_parameters_(block, widths.with_expert(weights, expert, where))
+    return replace(loaded, weights=weights, routing=routing)
 
 
 def _stream(model: Any, folder: Path, config: Any, task: Task) -> WeightFiles | None:

@@ -50,12 +50,15 @@ class CompressionReport:
         cost: ``texts`` and ``tokens`` calibrated on; ``seconds`` of wall-clock time, loading
             included; ``peak_mib``, the process's largest resident size.
         codes: What `fit_codes` says of the codes; None where there are none.
+        routing: Of routed experts how many there are and how many of them are active, and the
+            ``errors`` of `edgelm.experts.Routing`; None where there are none.
     """
 
     layers: list[dict[str, Any]]
     cost: dict[str, float]
     codes: Mapping[str, Any] | None = None
     vocabulary: tuple[int, int] | None = None
+    routing: Mapping[str, Any] | None = None
 
 
 def calibration_batches(
@@ -167,12 +170,19 @@ def compress_model(
         for name, file in by_domain.items()
     }
     digest = text_digest([*texts, *(t for found in own.values() for t in found)])
-    # What changes the model's tables needs all of it in memory.
-    stream = recipe.vocabulary is None and bool(recipe.layer_steps)
+    # What changes the model's tables, or adapts it as a whole, needs all of it in memory.
+    stream = (
+        recipe.vocabulary is None and bool(recipe.layer_steps) and not recipe.routed
+    )
     loaded = load_model(reference, task, stream=stream)
     if (loaded.folder / EXPERTS).is_file():
         raise CompressionError(
             f"{reference} has experts by domain, which would be lost: domains are the last step. "
+            "Compress the model that it was made of, all steps in one recipe."
+        )
+    if loaded.routing is not None:
+        raise CompressionError(
+            f"{reference} has routed experts, which would be lost: 'factorllm' is the last step. "
             "Compress the model that it was made of, all steps in one recipe."
         )
     if recipe.codes is not None and loaded.task != "embedding":
@@ -241,13 +251,15 @@ def compress_model(
                 cost=cost,
                 weights=weights,
                 experts=blocks.experts,
+                routing=blocks.routing,
                 codes=None if recipe.codes is None else fit,
                 device=device if device == "cpu" else torch.cuda.get_device_name(),
                 force=force,
             )
     trimmed = loaded.steps[-1] if recipe.vocabulary is not None else None
     kept = None if trimmed is None else (trimmed["kept"], trimmed["of"])
-    return CompressionReport(layers, cost, found or None, kept)
+    routing = None if blocks.routing is None else blocks.routing.describe()
+    return CompressionReport(layers, cost, found or None, kept, routing)
 
 
 def fit_codes(

@@ -75,7 +75,7 @@ def weights_digest(folder: Path) -> str:
     """SHA-256 (hex) of a checkpoint's weights: of the file, or over those of several."""
     files = [
         *sorted(folder.glob("model*.safetensors")),
-        *folder.glob("domains.experts"),
+        *sorted(folder.glob("*.experts")),  # of domains, or routers
         *sentence.weight_files(folder),
     ]
     digests = [file_digest(path) for path in files]

@@ -24,7 +24,7 @@ from typing import Any
 from edgelm import schema
 from edgelm.calibration import Calibration
 from edgelm.codes import BinaryCodes
-from edgelm.compress import METHODS, Domains
+from edgelm.compress import METHODS, Domains, FactorLLM
 from edgelm.compress.vocabulary import Vocabulary
 from edgelm.errors import ConfigError, InputError
 
@@ -65,6 +65,11 @@ class Recipe:
         """The experts by domain."""
         last = self.steps[-1] if self.steps else None
         return last if isinstance(last, Domains) else None
+
+    @property
+    def routed(self) -> bool:
+        """Whether the last step routes the networks among experts."""
+        return bool(self.steps) and isinstance(self.steps[-1], FactorLLM)
 
     @property
     def codes(self) -> BinaryCodes | None:
@@ -128,6 +133,10 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     if any(isinstance(config, Domains) for config in configs[:-1]):
         raise ConfigError(
             f"{where}: make 'domains' the last step: what came after it would change one of the models only."
+        )
+    if any(isinstance(config, FactorLLM) for config in configs[:-1]):
+        raise ConfigError(
+            f"{where}: make 'factorllm' the last step: what came after it would not know of its routers."
         )
     return Recipe(calibration, configs, vocabulary)
 

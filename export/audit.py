@@ -79,6 +79,10 @@ def audit(proto: onnx.ModelProto) -> list[Weighted]:
             about = {a.name: a.i for a in node.attribute}
             precision = f"int{about['bits']}-weights"
             count = about["K"] * about["N"]
+        elif node.op_type == "MoE":
+            experts = [constants[node.input[i]] for i in (2, 4)]
+            precision = _DTYPES.get(experts[0].data_type, "other")
+            count = sum(int(np.prod(weight.dims)) for weight in experts)
         elif node.op_type == "GatherBlockQuantized":
             about, kind = {a.name: a.i for a in node.attribute}, "table"
             precision = f"int{about['bits']}"

@@ -93,6 +93,10 @@ class Editor:
         nodes[0].metadata_props.extend(old.metadata_props)
         self._replaced[old.output[0]] = list(nodes)
 
+    def drop(self, *old: Any) -> None:
+        """Leave nodes out."""
+        self._replaced |= {node.output[0]: [] for node in old}
+
     def quantise_tables(self, bits: int = 8) -> None:
         """Embedding tables that the graph reads by row: int8, each row with a step of its own.
 

@@ -32,6 +32,8 @@ from edgelm.export.precision import (
     write_graph,
 )
 from edgelm.export.rounded import open_here
+from edgelm.export.routed import TOLERANCE_DB as ROUTED_DB
+from edgelm.export.routed import Timing, check_routed, write_routed
 from edgelm.golden import GOLDEN_ARRAYS, GOLDEN_TEXTS, GoldenExample, save_golden
 from edgelm.manifest import (
     CodesInfo,
@@ -75,6 +77,7 @@ def export(
     min_snr_db: float | None = None,
     codes_output: bool = False,
     token_embeddings: int | None = None,
+    timing: Timing | None = None,
     force: bool = False,
     progress: Progress = lambda what: None,
 ) -> Bundle:
@@ -100,6 +103,7 @@ def export(
         token_embeddings: Let it give vectors of the tokens too, float32 ``[batch, sequence,
             width]``: after this layer, -1 for the last. A ``float_graph`` must have been
             exported so.
+        timing: What times routed experts against a static graph, if not `edgelm.export.routed.in_turns`.
         force: Replace a bundle that is there already.
         progress: Called with what is being done.
 
@@ -110,16 +114,21 @@ def export(
         ConfigError: Tables of so few bits do not go with the precision.
         TargetError: There is no such target, it does not have the precision, or the
             model does not fit it.
-        ExportError: The graph cannot be made, or is not what was asked for.
+        ExportError: The graph cannot be made, or is not what was asked for, or routed experts are
+            not faster than a static model, or worse.
         GateError: The bundle does not agree with the original model, or not as
             closely as ``max_drop`` asks.
         OutputExistsError: ``path`` exists and may not be replaced.
         MissingExtraError: What runs the bundle here is not installed.
     """
     device = load_target(target)
-    chosen = device.default_precision if precision == "auto" else precision
+    routed = loaded.routing is not None
+    default = "fp32" if routed else device.default_precision
+    chosen = default if precision == "auto" else precision
     check_precision(device, chosen, table_bits)
-    tolerance = TOLERANCE_DB[chosen] if min_snr_db is None else min_snr_db
+    check_routed(loaded, device, chosen)
+    least = ROUTED_DB if routed else TOLERANCE_DB[chosen]
+    tolerance = least if min_snr_db is None else min_snr_db
     wrap(loaded, layer=token_embeddings)  # a task without bundles is refused at once
     predicted = fit(loaded, device, chosen)
     if device.runtime == "openvino":
@@ -145,7 +154,7 @@ def export(
             "search": precision == "auto" and chosen == "int8" and max_drop is not None,
         }
         written = _write_graph(
-            loaded, device, chosen, folder, calibration, float_graph, **options
+            loaded, device, chosen, folder, calibration, float_graph, timing, **options
         )
         graph = written.graph
         codes = None
@@ -268,6 +277,7 @@ def _write_graph(
     folder: Path,
     calibration: Calibration,
     source: Path | None,
+    timing: Timing | None,
     *,
     token_embeddings: int | None,
     **options: Any,
@@ -280,6 +290,8 @@ def _write_graph(
             export_graph(
                 loaded, source, target.opset, token_embeddings=token_embeddings
             )
+        if loaded.routing is not None:
+            return Written(*write_routed(loaded, source, folder, timing))
         return write_graph(
             loaded, target, precision, source, folder, calibration, **options
         )

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,10 @@ def export_graph(
     """
     onnx = require("onnx", "export")
     require("onnxscript", "export")
+    if loaded.routing is not None:  # the graph of all experts for all tokens
+        with loaded.routing.detached(loaded.model):
+            dense = replace(loaded, routing=None)
+            return export_graph(dense, path, opset, token_embeddings=token_embeddings)
     module = wrap(loaded, layer=token_embeddings)
     wanted = interface(loaded, tokens=token_embeddings is not None)
     names = [tensor.name for tensor in wanted.inputs]

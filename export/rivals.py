@@ -16,6 +16,7 @@ from edgelm.bundle import GRAPH, MANIFEST, Bundle, seal
 from edgelm.errors import MissingExtraError
 from edgelm.export.exporter import export
 from edgelm.export.graph import export_graph
+from edgelm.export.routed import check_routed
 from edgelm.golden import load_golden
 from edgelm.models import LoadedModel
 from edgelm.runtimes.engine import Engine, cores, open_engine
@@ -51,6 +52,9 @@ def export_fastest(
     Raises:
         EdgelmError: Whatever `edgelm.export.export` refuses.
     """
+    for name in targets:
+        asked = options.get("precision", "auto")
+        check_routed(loaded, load_target(name), "fp32" if asked == "auto" else asked)
     with (
         new_folder(path, marker=MANIFEST, force=force) as folder,
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rivals.") as work,

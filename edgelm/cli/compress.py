@@ -9,7 +9,13 @@ import click
 
 from edgelm.calibration import Calibration
 from edgelm.cli.console import OUTPUT, TASKS, emit, progress_bar, say, show_table
-from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
+from edgelm.cli.steps import (
+    by_domain,
+    experts_of,
+    number,
+    routed_steps,
+    shrink_steps,
+)
 
 
 @click.command()
@@ -37,13 +43,19 @@ from edgelm.cli.steps import by_domain, experts_of, number, shrink_steps
     "--experts",
     metavar="N",
     help="Judge whether routing each token to --active of N experts would do better than "
-    "as many static neurons; the result is static. auto: of 8, as many as --ffn-keep leaves.",
+    "as many static neurons; the result is static unless --routed is given. auto: of 8, as many as --ffn-keep leaves.",
 )
 @click.option(
     "--active",
     type=int,
     metavar="K",
     help="With --experts: how many of them each token uses.",
+)
+@click.option(
+    "--routed",
+    is_flag=True,
+    help="With --experts: keep the routed model, adapted as FactorLLM does, and say how far it and a static "
+    "model of the same active width are from the dense one.",
 )
 @click.option(
     "--heads-keep",
@@ -191,6 +203,7 @@ def compress(
     ffn_keep: str | None,
     experts: str | None,
     active: int | None,
+    routed: bool,
     heads_keep: float | None,
     budget: float | None,
     saliency: str,
@@ -231,6 +244,7 @@ def compress(
         COLUMNS,
         codes_sentence,
         layer_rows,
+        routing_sentence,
         size_sentence,
         verdict,
     )
@@ -250,7 +264,11 @@ def compress(
                 "leave --experts, --sparsity and --codes out."
             )
         keep, ffn_keep = number(str(ffn_keep)), None
-    steps = shrink_steps(ffn_keep, judged, heads_keep, budget, skip)
+    more = bool(sparsity or code_bits or domains)
+    last = routed_steps(routed, judged, active, ffn_keep, more)
+    if last:
+        ffn_keep, judged = None, 0
+    steps = [*shrink_steps(ffn_keep, judged, heads_keep, budget, skip), *last]
     if domains:
         shared = keep / 2 if isinstance(keep, float) else keep
         part = {"texts": domains, "keep": keep, "shared": shared}
@@ -328,6 +346,8 @@ def compress(
             emit(row)
         if report.codes is not None:
             emit({"codes": dict(report.codes)})
+        if report.routing is not None:
+            emit({"routing": dict(report.routing)})
     elif report.layers:
         show_table(
             "Relative output error by layer, on held-out text",
@@ -338,6 +358,8 @@ def compress(
         say(judgement)
     if report.codes is not None:
         say(codes_sentence(report.codes))
+    if report.routing is not None:
+        say(routing_sentence(report.routing))
     cost = report.cost
     say(
         f"{output}: {model} in {cost['seconds']:.0f} s, calibrated on {cost['texts']} texts ({cost['tokens']} tokens)"

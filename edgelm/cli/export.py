@@ -193,6 +193,7 @@ def export(
                 "archive_bytes": output.stat().st_size if packed else None,
                 "snr_db": manifest.golden.measured_snr_db,
                 "drop": about.get("drop"),
+                "routing": about.get("routing"),
                 **shown,
             }
         )
@@ -207,6 +208,13 @@ def export(
     )
     if "drop" in about:
         say(f"drop {about['drop']:.2g} ({about['measure']}), on held-out text")
+    if routing := about.get("routing"):
+        p50 = routing["p50_ms"]
+        each = ", ".join(
+            f"{n} tokens {ms:.3g} ms (static {p50['static'][n]:.3g} ms)"
+            for n, ms in p50["routed"].items()
+        )
+        say(f"routed experts, p50 on this machine: {each}")
     if layers := about.get("layers"):
         kept = [
             name for g in layers if g["precision"] == "fp32" for name in g["layers"]

@@ -54,6 +54,29 @@ def shrink_steps(
     return [{"method": "shrink", "skip": skip, **step} for step in steps]
 
 
+def routed_steps(
+    routed: bool, experts: int, active: int | None, keep: str | None, more: bool
+) -> list[dict[str, Any]]:
+    """FactorLLM as a step, where the routed model is to be kept.
+
+    Args:
+        routed: Whether it is.
+        experts: What `experts_of` found.
+        active: How many are active; None: the share ``keep``.
+        keep: What `experts_of` found.
+        more: Whether other steps were asked for that would have to come behind it.
+    """
+    if not routed:
+        return []
+    if not experts or more:
+        raise click.UsageError(
+            "--routed goes with --experts N --active K or --experts auto, and is the last step: "
+            "leave --sparsity, --codes and --calibration NAME=FILE out."
+        )
+    count = round(experts * float(keep or 0)) if active is None else active
+    return [{"method": "factorllm", "experts": experts, "active": count}]
+
+
 def by_domain(texts: tuple[str, ...]) -> tuple[dict[str, str], str]:
     """Files by domain, and the one of no domain."""
     domains: dict[str, str] = {}

@@ -12,8 +12,10 @@ from edgelm import layers, schema
 from edgelm.compress import allocation, distributed, sequential, shrink
 from edgelm.compress.blocks import Blocks
 from edgelm.compress.domains import Domains, add_domains
+from edgelm.compress.factorllm import FactorLLM
 from edgelm.compress.layer import LayerReport
 from edgelm.compress.observe import OpenBlock
+from edgelm.compress.routed import add_routing
 from edgelm.compress.shrink import Shrink, shrink_block
 from edgelm.compress.sizes import sizes
 from edgelm.compress.sparsify import Sparsify, sparsify_block
@@ -26,6 +28,7 @@ __all__ = [
     "METHODS",
     "Blocks",
     "Domains",
+    "FactorLLM",
     "LayerReport",
     "Method",
     "Shrink",
@@ -54,6 +57,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "domains": Method(Domains, run=add_domains),
+    "factorllm": Method(FactorLLM, run=add_routing),
     "shrink": Method(Shrink, shrink.plan, shrink_block),
     "sparsify": Method(Sparsify, allocation.plan, sparsify_block),
 }

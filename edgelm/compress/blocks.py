@@ -28,6 +28,8 @@ from edgelm.streaming import WeightFiles, fill_, release_
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from edgelm.experts import Routing
+
 Rows = list[dict[str, Any]]
 
 
@@ -40,6 +42,8 @@ class Blocks:
         spill: Folder where hidden states rest between blocks; None for memory.
         experts: What domains have instead of the model's own weights
             (`edgelm.compress.domains`), by ``domain/block.parameter``.
+        routing: Who chooses among its experts (`edgelm.compress.routed`); None: nobody.
+        device: Where to compute.
     """
 
     def __init__(
@@ -65,10 +69,11 @@ class Blocks:
         self.names = [name for name, _ in found]
         self.spill = spill
         self.experts: dict[str, torch.Tensor] = {}
+        self.routing: Routing | None = None
         self._modules = [block for _, block in found]
         self._source = source
         self._journal = journal
-        self._device = device
+        self.device = device
         self._dtypes: list[dict[str, torch.dtype]] = [{} for _ in found]
 
     def __len__(self) -> int:
@@ -90,7 +95,7 @@ class Blocks:
         block = self._modules[index]
         weights = self._weights(step, index)
         self._dtypes[index] = {name: w.dtype for name, w in weights.items()}
-        fill_(block, weights, self._device)
+        fill_(block, weights, self.device)
         try:
             yield block
         finally:
@@ -107,7 +112,7 @@ class Blocks:
 
     def restore(self, step: int, index: int) -> Rows:
         """Make the open block what an earlier run made of it; gives its reports."""
-        fill_(self._modules[index], self.tensors(step, index), self._device)
+        fill_(self._modules[index], self.tensors(step, index), self.device)
         text = self._report(step, index).read_text(encoding="utf-8")
         rows: Rows = json.loads(text)
         return rows
@@ -122,7 +127,7 @@ class Blocks:
             name: parameter.detach().to("cpu", dtypes[name]).contiguous()
             for name, parameter in block.named_parameters()
         }
-        fill_(block, rounded, self._device)
+        fill_(block, rounded, self.device)
         if self._journal is None:
             return
         path = self._journal / f"{step}-{index}.safetensors"
@@ -170,7 +175,7 @@ class Blocks:
         rest = [p for p in base.parameters() if id(p) not in inside]
         rest += [b for b in base.buffers() if b.device.type != "meta"]  # type: ignore[misc]
         for tensor in rest:
-            tensor.data = tensor.data.to(self._device)
+            tensor.data = tensor.data.to(self.device)
         try:
             yield
         finally:

@@ -39,6 +39,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def share(texts: Sequence[str]) -> list[str]:
     """This process's part of the texts.
 

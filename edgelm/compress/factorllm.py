@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from edgelm import layers
 from edgelm.compress import sequential
-from edgelm.compress.routing import contiguous, expert_outputs, top
+from edgelm.compress.routing import contiguous, expert_outputs
 from edgelm.errors import CompressionError, ConfigError
+from edgelm.experts import RoutedNetwork, top
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +56,8 @@ class FactorLLM:
         seed: Of the permutation, the routers' first weights and the order of batches.
     """
 
+    version: ClassVar[int] = 1
+
     experts: int = 8
     active: int = 4
     split: Literal["contiguous", "permuted"] = "contiguous"
@@ -78,48 +81,6 @@ class FactorLLM:
             raise ConfigError(
                 f"The 'steps' parameter of FactorLLM must not be negative. Got {self.steps} instead."
             )
-
-
-@dataclass
-class RoutedNetwork:
-    """A feed-forward network whose tokens go to some of its neurons only.
-
-    Attributes:
-        router: ``Linear(in, experts)``.
-        split: Neurons of each expert, int64 ``[E, F / E]``.
-        active: k.
-        mask: Of the last call, ``[..., E]``.
-    """
-
-    router: nn.Linear
-    split: torch.Tensor
-    active: int
-    mask: torch.Tensor
-
-    def attach_(self, block: nn.Module, where: layers.Architecture) -> None:
-        """From now on the block's network is routed.
-
-        All experts are computed and those that are off multiplied by zero: this is
-        for training and measuring, not for speed.
-        """
-        experts, size = self.split.shape
-        owner = torch.empty(experts * size, dtype=torch.long)
-        owner[self.split.flatten()] = torch.arange(experts).repeat_interleave(size)
-
-        def choose(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0].detach().flatten(0, -2).float()
-            chosen = top(self.router(x), self.active)
-            self.mask = chosen.reshape(*args[0].shape[:-1], experts)
-
-        def keep(
-            module: nn.Module, args: tuple[torch.Tensor, ...]
-        ) -> tuple[torch.Tensor, ...]:
-            scale = self.split.shape[0] / self.active
-            on = self.mask[..., owner.to(args[0].device)] * scale
-            return (args[0] * on.reshape(args[0].shape).to(args[0].dtype), *args[1:])
-
-        block.get_submodule(where.ffn_in[0]).register_forward_pre_hook(choose)
-        block.get_submodule(where.ffn_out).register_forward_pre_hook(keep)
 
 
 def permuted(neurons: int, experts: int, seed: int) -> torch.Tensor:
@@ -200,7 +161,10 @@ def trained_router(
 
 
 def factorize_(
-    model: PreTrainedModel, batches: Sequence[Batch], config: FactorLLM
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    config: FactorLLM,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[RoutedNetwork]:
     """Factorize a model's feed-forward networks in place and adapt them.
 
@@ -209,6 +173,7 @@ def factorize_(
             beside it a dense copy.
         batches: Calibration tokens.
         config: How.
+        progress: Called after each step with how many are done.
 
     Returns:
         The routed networks, in the order of the blocks.
@@ -238,12 +203,12 @@ def factorize_(
             )
         entry = layers.weight_matrix(block.get_submodule(where.ffn_in[0]))
         router = nn.Linear(entry.shape[1], config.experts).to(w2.device)
-        network = RoutedNetwork(router, split, config.active, torch.empty(0))
+        network = RoutedNetwork(router, split, config.active)
         network.attach_(block, where)
         routed.append(network)
     if config.active < config.experts and config.steps:
         with torch.enable_grad():
-            _adapt_(model, dense, routed, batches, where, config)
+            _adapt_(model, dense, routed, batches, where, config, progress)
     model.requires_grad_(False)
     for network in routed:
         network.router.requires_grad_(False)
@@ -257,6 +222,7 @@ def _adapt_(
     batches: Sequence[Batch],
     where: layers.Architecture,
     config: FactorLLM,
+    progress: Callable[[int], None],
 ) -> None:
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if config.objective == "lm" and head is None:
@@ -296,18 +262,18 @@ def _adapt_(
                     key, args[0].flatten(0, -2)
                 )
             )
-    for _ in range(config.steps):
+    for done in range(config.steps):
         order = order or torch.randperm(len(parts), generator=made).tolist()
         batch = parts[order.pop()]
         real = batch.attention_mask.bool().to(routers[0].device)
         with torch.no_grad():
-            wanted = _hidden(dense, batch)
+            wanted = last_hidden(dense, batch)
         loss = torch.zeros((), device=real.device)
         if config.objective == "lm":
             labels = batch.input_ids.to(real.device).masked_fill(~real, -100)
             loss = sequential.call(model, batch, real.device, labels=labels).loss
         elif config.objective == "distillation":
-            given, due = _hidden(model, batch)[real], wanted[real]
+            given, due = last_hidden(model, batch)[real], wanted[real]
             loss = (given - due).square().mean() / due.var().clamp(min=1e-12)
         for network, block, kept in zip(routed, before, seen, strict=True):
             x, a = (kept[key][real.flatten()] for key in ("x", "a"))
@@ -320,6 +286,7 @@ def _adapt_(
         nn.utils.clip_grad_norm_([*routers, *adapted], 1.0)
         adam.step()
         schedule.step()
+        progress(done + 1)
 
 
 def _pieces(batch: Batch, tokens: int = 1024) -> list[Batch]:
@@ -336,7 +303,7 @@ def _pieces(batch: Batch, tokens: int = 1024) -> list[Batch]:
     ]
 
 
-def _hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+def last_hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Last hidden states, ``[batch, sequence, width]``."""
     device = next(model.parameters()).device
     output = sequential.call(model.base_model, batch, device)

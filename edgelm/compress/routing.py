@@ -17,6 +17,7 @@ import torch
 
 from edgelm.compress import least_squares
 from edgelm.errors import CompressionError
+from edgelm.experts import top
 
 # Above this many sets of experts the oracle is greedy.
 _MOST_SETS = 1000
@@ -206,12 +207,6 @@ def refit(
     new = start + least_squares.solve(z.T @ z / len(z), rest.T @ z / len(z))
     width = a.shape[1]
     return new[:, :width], new[:, width:-1].T.contiguous(), new[:, -1]
-
-
-def top(scores: torch.Tensor, active: int) -> torch.Tensor:
-    """Ones at the ``active`` largest of each row, ``[T, E]``."""
-    found = torch.zeros_like(scores)
-    return found.scatter_(1, scores.topk(active, dim=1).indices, 1.0)
 
 
 def _balanced_clusters(

@@ -60,8 +60,9 @@ def compression_page(about: Mapping[str, Any]) -> str:
 
 
 def layers_section(about: Mapping[str, Any]) -> str:
-    """What each layer lost, step by step; the codes."""
-    return f"{_steps(about['report'])}{_codes(about.get('codes'))}"
+    """What each layer lost, step by step; the routed experts; the codes."""
+    parts = _routing(about.get("routing")), _codes(about.get("codes"))
+    return f"{_steps(about['report'])}{''.join(parts)}"
 
 
 def sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -97,6 +98,24 @@ def codes_sentence(about: Mapping[str, Any]) -> str:
     return (
         f"{what} Of the ten nearest texts by float search, held-out texts find {hamming} by Hamming distance, "
         f"{floats} with float queries, and {rescored} with the best 40 rescored."
+    )
+
+
+def routing_sentence(about: Mapping[str, Any]) -> str:
+    """How far a routed model is from the dense one, and a static one of the same active width."""
+    errors = about["errors"]
+    return (
+        f"Each token uses {about['active']} of {about['experts']} experts. Variance of the last hidden states that is "
+        f"lost on held-out text: {100 * errors['routed']:.3g} % by the routed model, {100 * errors['static']:.3g} % by "
+        "a static one of the same active width."
+    )
+
+
+def _routing(about: Mapping[str, Any] | None) -> str:
+    return (
+        ""
+        if about is None
+        else f"<h2>Routed experts</h2><p>{escape(routing_sentence(about))}</p>"
     )
 
 
@@ -137,7 +156,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     return (
         f"Routing would leave a clearly smaller error in {len(paying)} of {len(judged)} networks "
-        f"({', '.join(paying)}). Routed networks are not exported yet: the result is static."
+        f"({', '.join(paying)}). The result is static; --routed keeps FactorLLM's routed model instead."
     )
 
 

@@ -17,7 +17,13 @@ import edgelm
 from edgelm import recipe as recipes
 from edgelm import schema
 from edgelm.atomic import check_free, new_folder
-from edgelm.errors import EdgelmError, GateError, InputError, TargetError
+from edgelm.errors import (
+    EdgelmError,
+    GateError,
+    InputError,
+    ModelError,
+    TargetError,
+)
 from edgelm.evaluate.latency import environment
 from edgelm.models import load_model
 from edgelm.reports.tuning import tuning_page
@@ -119,6 +125,10 @@ def tune(
     check_free(output, marker=RESULT, force=force)
     target = load_target(request.target)
     loaded = load_model(request.model, request.task)
+    if loaded.routing is not None:
+        raise ModelError(
+            f"{request.model} has routed experts, which tuning would lose. Tune the model that it was made of."
+        )
     if target.runtime not in SPACES or loaded.info is None:
         raise TargetError(
             f"{target.name} cannot be tuned for: there are no bundles for it of models for the task {loaded.task}."
