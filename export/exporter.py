@@ -114,10 +114,9 @@ def export(
         ConfigError: Tables of so few bits do not go with the precision.
         TargetError: There is no such target, it does not have the precision, or the
             model does not fit it.
-        ExportError: The graph cannot be made, or is not what was asked for, or routed experts are
-            not faster than a static model, or worse.
+        ExportError: The graph cannot be made, or is not what was asked for.
         GateError: The bundle does not agree with the original model, or not as
-            closely as ``max_drop`` asks.
+            closely as ``max_drop`` asks; or routed experts are slower than a static model, or worse.
         OutputExistsError: ``path`` exists and may not be replaced.
         MissingExtraError: What runs the bundle here is not installed.
     """

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgelm import layers
 from edgelm.bundle import GRAPH
-from edgelm.errors import ExportError, TargetError
+from edgelm.errors import ExportError, GateError, TargetError
 from edgelm.export.audit import wanted_precisions, write
 from edgelm.export.editor import Editor, layer
 from edgelm.export.graph import random_inputs
@@ -98,8 +98,8 @@ def write_routed(
         dense graph in milliseconds, by the number of tokens, and what the first two lose.
 
     Raises:
-        ExportError: A network is not one that the operator computes, or the routed graph is not
-            faster, or worse.
+        ExportError: A network is not one that the operator computes.
+        GateError: The routed graph is not faster, or worse.
     """
     assert loaded.routing is not None
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".static.") as work:
@@ -110,7 +110,7 @@ def write_routed(
         times = (timing or in_turns)(graphs, loaded)
     errors = loaded.routing.errors
     if why := refusal(times, errors):
-        raise ExportError(
+        raise GateError(
             f"The routed model {loaded.name} is not exported: {why}. "
             f"Use the static one: {_static(loaded)}."
         )
