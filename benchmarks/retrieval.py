@@ -199,18 +199,28 @@ def scan_codes(n: int, turns: int, *, with_usearch: bool) -> list[dict[str, Any]
 @ROWS
 @TURNS
 @click.option("--hnsw-limit", default=1_000_000, show_default=True, help="Rows.")
+@click.option(
+    "--flips",
+    default=0.15,
+    show_default=True,
+    help="Share of bits that differ from a centre's.",
+)
 @OUTPUT
-def lists(rows: str, turns: int, hnsw_limit: int, output: Path | None) -> None:
+def lists(
+    rows: str, turns: int, hnsw_limit: int, flips: float, output: Path | None
+) -> None:
     """Approximate search of clustered codes, one thread."""
     found: list[dict[str, Any]] = []
     for n in map(int, rows.split(",")):
-        found += search_lists(n, turns, with_hnsw=n <= hnsw_limit)
+        found += search_lists(n, turns, flips, with_hnsw=n <= hnsw_limit)
     finish(output, "Clustered codes, one query, one thread", found)
 
 
-def search_lists(n: int, turns: int, *, with_hnsw: bool) -> list[dict[str, Any]]:
+def search_lists(
+    n: int, turns: int, flips: float, *, with_hnsw: bool
+) -> list[dict[str, Any]]:
     faiss.omp_set_num_threads(1)
-    codes, queries = clustered(n)
+    codes, queries = clustered(n, flips)
     with tempfile.TemporaryDirectory() as folder:
         index = make_index(Path(folder) / "index", codes)
         began = time.perf_counter()
@@ -238,6 +248,7 @@ def search_lists(n: int, turns: int, *, with_hnsw: bool) -> list[dict[str, Any]]
     return [
         {
             "codes": n,
+            "flips": flips,
             "engine": name,
             **values,
             "recall": round(recall.get(name, 1.0), 4),
@@ -248,14 +259,16 @@ def search_lists(n: int, turns: int, *, with_hnsw: bool) -> list[dict[str, Any]]
     ]
 
 
-def clustered(n: int) -> tuple[Any, Any]:
-    """Codes around n / 200 centres, 15 % of the bits flipped; queries alike."""
+def clustered(n: int, flips: float) -> tuple[Any, Any]:
+    """Codes around n / 200 centres, a share of the bits flipped; queries alike."""
     random = np.random.default_rng(0)
     centres = random.integers(0, 2, (max(2, n // 200), BITS), np.uint8)
 
     def near(count: int) -> Any:
         chosen = centres[random.integers(0, len(centres), count)]
-        return np.packbits(chosen ^ (random.random(chosen.shape, np.float32) < 0.15), 1)
+        return np.packbits(
+            chosen ^ (random.random(chosen.shape, np.float32) < flips), 1
+        )
 
     codes = np.concatenate([near(min(STEP, n - i)) for i in range(0, n, STEP)])
     return codes, near(BATCH)
