@@ -173,7 +173,7 @@ def test_a_flag_overrides_nothing_silently(tiny_embedding: Path, texts: Path) ->
         ("steps = []", "has no steps"),
         (
             "[[steps]]\nmethod = 'magic'",
-            "there is no method 'magic'. Known methods: domains, shrink, sparsify",
+            "there is no method 'magic'. Known methods: domains, factorllm, shrink, sparsify",
         ),
         (
             "[[steps]]\nmethod = 'sparsify'\nsparcity = 1",

@@ -25,7 +25,7 @@ BLOCKS = [
 
 
 def test_there_are_examples_for_every_client() -> None:
-    assert [language for language, _ in BLOCKS] == ["sh", "python", "python"]
+    assert [language for language, _ in BLOCKS] == ["sh", "python", "python", "python"]
 
 
 @pytest.mark.parametrize(("language", "code"), BLOCKS)
